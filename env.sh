@@ -1,0 +1,93 @@
+# Sourced by run_local.sh, run_tests.sh and run_dist.sh: makes the environment .venv in this
+# checkout, once, and leaves its interpreter in $PYTHON. A second call costs one file comparison.
+#
+# PYTHON=/path/to/python3.x ./run_local.sh   chooses the interpreter of a new environment.
+
+glore_root=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+glore_venv="$glore_root/.venv"
+glore_stamp="$glore_venv/.requirements-installed"
+
+glore_fail() {
+    printf '%s: error: %s\n' "$(basename "$0")" "$*" >&2
+    exit 1
+}
+
+glore_python_fits() { # interpreter -> success when it is CPython 3.9 to 3.12
+    "$1" -c 'import sys; sys.exit(not (3, 9) <= sys.version_info[:2] <= (3, 12))' 2>/dev/null
+}
+
+glore_find_python() { # prints an interpreter, or nothing
+    local candidate
+    if [ -n "${PYTHON:-}" ]; then
+        glore_python_fits "$PYTHON" || glore_fail "PYTHON=$PYTHON is not a Python 3.9 to 3.12," \
+            "which is what MXNet 1.9.1 runs on. Unset PYTHON to let this script look for one."
+        printf '%s\n' "$PYTHON"
+        return
+    fi
+    for candidate in python3 python python3.11 python3.12 python3.10 python3.9 \
+        "$HOME"/.pyenv/versions/3.{11,12,10,9}*/bin/python /usr/local/bin/python3.{11,12,10,9} \
+        /opt/homebrew/bin/python3.{11,12,10,9}; do
+        if command -v "$candidate" >/dev/null 2>&1 && glore_python_fits "$candidate"; then
+            command -v "$candidate"
+            return
+        fi
+    done
+}
+
+glore_make_venv() {
+    local python
+    python=$(glore_find_python) || exit 1
+    if [ -n "$python" ]; then
+        echo "Making the environment .venv with $("$python" --version 2>&1) ($python)" >&2
+        if ! "$python" -m venv --clear "$glore_venv" >/dev/null 2>&1; then
+            # Debian's python3 comes without ensurepip; uv and virtualenv need none.
+            if command -v uv >/dev/null 2>&1; then
+                uv venv --quiet --clear --python "$python" "$glore_venv" || exit 1
+            else
+                "$python" -m virtualenv --clear --quiet "$glore_venv" 2>/dev/null ||
+                    glore_fail "$python cannot make a virtual environment. On Debian or Ubuntu:" \
+                        "apt-get install python3-venv; or install uv."
+            fi
+        fi
+    elif command -v uv >/dev/null 2>&1; then
+        echo "No Python 3.9 to 3.12 found; asking uv for one" >&2
+        uv venv --quiet --clear --python '>=3.9,<3.13' "$glore_venv" ||
+            glore_fail "uv could not provide a Python 3.9 to 3.12."
+    else
+        glore_fail "no Python 3.9 to 3.12 found (python3 is" \
+            "$(python3 --version 2>&1 || echo missing)). MXNet 1.9.1 has no wheel for another" \
+            "one. Install e.g. python3.11 or uv (which brings its own), or name an interpreter:" \
+            "PYTHON=/path/to/python3.11 $0"
+    fi
+}
+
+glore_install() {
+    echo "Installing the pinned packages of requirements.txt (about 400 MB, once)" >&2
+    if command -v uv >/dev/null 2>&1; then
+        uv pip install --quiet --python "$glore_venv/bin/python" --no-deps \
+            -r "$glore_root/requirements.txt" ||
+            glore_fail "the packages could not be installed; see uv's message above."
+    else
+        "$glore_venv/bin/python" -m pip install --quiet --disable-pip-version-check --no-deps \
+            -r "$glore_root/requirements.txt" ||
+            glore_fail "the packages could not be installed; see pip's message above. A package" \
+                "index must be reachable (PIP_INDEX_URL is honoured)."
+    fi
+    cp "$glore_root/requirements.txt" "$glore_stamp"
+}
+
+if [ -x "$glore_venv/bin/python" ] && ! glore_python_fits "$glore_venv/bin/python"; then
+    glore_fail ".venv holds an unsupported or broken Python; remove it (rm -r $glore_venv) and" \
+        "run this again."
+fi
+if ! cmp -s "$glore_root/requirements.txt" "$glore_stamp"; then
+    # One set-up at a time: two scripts started together must not install into one another.
+    exec 9>"$glore_root/.venv.lock"
+    if command -v flock >/dev/null 2>&1; then flock 9; fi
+    if ! cmp -s "$glore_root/requirements.txt" "$glore_stamp"; then
+        [ -x "$glore_venv/bin/python" ] || glore_make_venv
+        glore_install
+    fi
+    exec 9>&-
+fi
+PYTHON="$glore_venv/bin/python"
