@@ -25,8 +25,7 @@ glore_find_python() { # prints an interpreter, or nothing
         return
     fi
     for candidate in python3 python python3.11 python3.12 python3.10 python3.9 \
-        "$HOME"/.pyenv/versions/3.{11,12,10,9}*/bin/python /usr/local/bin/python3.{11,12,10,9} \
-        /opt/homebrew/bin/python3.{11,12,10,9}; do
+        "$HOME"/.pyenv/versions/3.{11,12,10,9}*/bin/python; do
         if command -v "$candidate" >/dev/null 2>&1 && glore_python_fits "$candidate"; then
             command -v "$candidate"
             return

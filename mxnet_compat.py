@@ -17,6 +17,7 @@ A variable that the user has set is never changed.
 import importlib.util
 import os
 import sys
+import warnings
 
 from glore_common import GloReError
 
@@ -83,7 +84,10 @@ def _load_mxnet():
     if importlib.util.find_spec("mxnet") is None:
         raise EnvironmentProblem("mxnet is not installed: pip install mxnet==1.9.1")
     try:
-        import mxnet
+        with warnings.catch_warnings():
+            # MXNet compares versions with distutils; that is nothing its user can mend.
+            warnings.simplefilter("ignore", DeprecationWarning)
+            import mxnet
     except OSError as error:
         raise EnvironmentProblem(
             f"MXNet's library does not load: {error}. On a slim Debian or Ubuntu: "

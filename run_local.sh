@@ -1,0 +1,23 @@
+#!/usr/bin/env bash
+# Trains on this machine, with all the set-up it needs, then tests the checkpoint.
+#
+# ./run_local.sh                            a small GloRe network on generated demo videos
+# ./run_local.sh --network RESNET50_GLORE   the full network on the same videos
+# ./run_local.sh --dataset Kinetics ...     any job: arguments go through to train_kinetics.py and
+#                                           come after the defaults below, so that they win
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")"
+. ./env.sh
+
+for argument in "$@"; do
+    case "$argument" in
+    -h | --help | --dry-run) exec "$PYTHON" train_kinetics.py "$@" ;;
+    esac
+done
+
+# A name of its own for each run: an earlier run's checkpoints are never in the way.
+name="local-$(date +%Y%m%d-%H%M%S)"
+run_file="exps/runs/$name.json"
+defaults=(--network TINY_GLORE --dataset Demo --task-name "$name" --run-file "$run_file" --keep 2)
+"$PYTHON" train_kinetics.py "${defaults[@]}" "$@"
+exec "$PYTHON" test/test-single-clip.py --from-run "$run_file"

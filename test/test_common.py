@@ -1,0 +1,113 @@
+"""Errors with exit codes, safe files and the start-up shim."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from glore_common import (
+    GloReError,
+    UsageError,
+    atomic_path,
+    closest_first,
+    progress,
+    run_main,
+    sha256_of,
+    write_text,
+)
+
+
+def test_atomic_path_replaces_only_on_success(tmp_path):
+    target = tmp_path / "result.txt"
+    write_text(target, "first")
+    with pytest.raises(ZeroDivisionError), atomic_path(target) as temporary:
+        with open(temporary, "w") as stream:
+            stream.write("half of the sec")
+        raise ZeroDivisionError
+    assert target.read_text() == "first"
+    write_text(target, "second")
+    assert target.read_text() == "second"
+    assert os.listdir(tmp_path) == ["result.txt"]
+
+
+def test_atomic_path_keeps_extension_and_usual_permissions(tmp_path):
+    with atomic_path(tmp_path / "new" / "plot.png") as temporary:
+        assert temporary.endswith(".png")
+    plain = tmp_path / "plain"
+    plain.touch()
+    assert (tmp_path / "new" / "plot.png").stat().st_mode == plain.stat().st_mode
+
+
+def test_sha256_of_known_content(tmp_path):
+    path = tmp_path / "abc"
+    path.write_bytes(b"abc")
+    assert sha256_of(path) == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+
+
+def test_closest_first_puts_the_typo_beside_its_name():
+    known = ["TINY_GLORE", "RESNET101_GLORE", "RESNET50_3D", "RESNET50_GLORE"]
+    assert closest_first("resnet5o_glore", known)[0] == "RESNET50_GLORE"
+
+
+def test_progress_yields_everything_and_logs_without_a_terminal(caplog):
+    with caplog.at_level("INFO", "glore"):
+        assert list(progress(iter([1, 2, 3]), "reading", total=3, every=0.0, unit="files")) == [
+            1,
+            2,
+            3,
+        ]
+    assert "reading: 3/3 files" in caplog.messages
+
+
+@pytest.mark.parametrize(
+    ("raised", "code", "text"),
+    [
+        (GloReError("no such list"), 1, "error: no such list"),
+        (UsageError("--lr must be positive"), 2, "error: --lr must be positive"),
+        (KeyboardInterrupt(), 130, "interrupted"),
+    ],
+)
+def test_run_main_turns_mistakes_into_exit_codes(raised, code, text, capsys):
+    def main(argv):
+        raise raised
+
+    assert run_main(main) == code
+    printed = capsys.readouterr().err
+    assert text in printed
+    assert "Traceback" not in printed
+
+
+def test_run_main_keeps_the_trace_of_a_bug():
+    with pytest.raises(KeyError):
+        run_main(lambda argv: {}["missing"])
+
+
+def python(code, root, **environment):
+    variables = {k: v for k, v in os.environ.items() if not k.startswith(("OMP_", "MXNET_"))}
+    variables.update(environment)
+    return subprocess.run(
+        [sys.executable, "-c", code], cwd=root, env=variables, capture_output=True, text=True
+    )
+
+
+def test_mxnet_imports_quietly_and_computes(root):
+    done = python("from mxnet_compat import mx; print(mx.nd.ones(3).sum().asscalar())", root)
+    assert done.stdout == "3.0\n"
+    assert done.stderr == ""
+
+
+def test_a_users_own_variables_win(root):
+    code = "import mxnet_compat, os; print(os.environ['OMP_NUM_THREADS'])"
+    assert python(code, root, OMP_NUM_THREADS="1").stdout == "1\n"
+    import mxnet_compat
+
+    assert python(code, root).stdout == f"{mxnet_compat.physical_cores()}\n"
+
+
+def test_new_numpy_is_refused_with_the_way_out(root):
+    code = (
+        "import numpy, glore_common; numpy.__version__ = '2.1.0'\n"
+        "glore_common.run_main(lambda a: __import__('mxnet_compat'))"
+    )
+    assert "pip install numpy==1.26.4" in python(code, root).stderr
