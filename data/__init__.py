@@ -1,0 +1,5 @@
+"""What is read: lists, samplers, decoders, transforms and loaders of videos.
+
+Importing this package loads nothing: the worker processes import single modules of it and must
+stay light (they never load MXNet).
+"""

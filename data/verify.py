@@ -1,0 +1,204 @@
+"""Find the videos of a list that cannot be read: ``python -m data.verify LIST --root ROOT``.
+
+Decodes every frame of every video (``--quick``: eight frames spread over it) in parallel worker
+processes, writes a report and a list without the bad rows, and notes the frame counts in the
+list's cache. Exit code: 0 when all videos are good, 1 when some are bad, 2 for bad usage.
+
+What no decoder tells: a damaged middle of an MPEG-4 file gives wrong pictures without an error.
+"""
+
+import argparse
+import collections
+import json
+import logging
+import os
+import sys
+
+from glore_common import UsageError, progress, run_main, write_text
+
+from .verify_job import VerifyJob
+from .video_list import FrameCounts, read_video_list
+from .worker_main import BAD, DONE, REFUSED
+from .worker_pool import Task, WorkerError, WorkerPool
+
+LOGGER = logging.getLogger("glore.data")
+COLUMNS = ("v_id", "label", "path", "status", "frames", "announced", "reason")
+
+
+class _Results:
+    """Outcomes as they come, taken from the pool in any order."""
+
+    def __init__(self):
+        self.ready = collections.deque()
+
+    def outcome(self, task, kind, value):
+        self.ready.append((task, kind, value))
+
+    def in_turn(self, pool, count):
+        """Yield ``count`` outcomes."""
+        for _ in range(count):
+            with pool.condition:
+                pool.run_until(lambda: self.ready)
+                outcome = self.ready.popleft()
+            yield outcome
+
+
+def verify_list(video_list, num_workers=1, quick=False, timeout=300.0, min_frames=1):
+    """Check every video of a list.
+
+    Parameters
+    ----------
+    video_list : VideoList
+    num_workers : int
+        Worker processes, at least 1.
+    quick : bool
+        Decode eight frames instead of all.
+    timeout : float
+        Seconds that one video may take.
+    min_frames : int
+        Videos with fewer frames count as bad.
+
+    Returns
+    -------
+    list of dict
+        One per row, in the list's order, with the keys :data:`COLUMNS`. ``status`` is 'ok' or
+        'bad'; a video of which only the first frames can be decoded is bad.
+    """
+    if num_workers < 1 or timeout <= 0:
+        raise UsageError("at least one worker and a time-out above 0 are needed.")
+    counts = FrameCounts(video_list)
+    report = [
+        dict(zip(COLUMNS, (*row, "bad", 0, 0, "it was not checked"))) for row in video_list.rows
+    ]
+    results = _Results()
+    pool = WorkerPool(VerifyJob(quick), num_workers, results.outcome, timeout)
+    try:
+        pool.start()
+        with pool.condition:
+            for index in range(len(report)):
+                path = video_list.full_path(index)
+                pool.submit(Task((path,), path, index))
+        outcomes = results.in_turn(pool, len(report))
+        for task, kind, value in progress(outcomes, "verify", len(report), unit="video"):
+            entry = report[task.context]
+            if kind == DONE:
+                decoded, announced, size, reason = value
+                entry.update(frames=decoded, announced=announced)
+                counts.note(task.context, decoded, size, replace=not quick)
+                if reason:
+                    reason = f"only {decoded} of {announced} frames can be decoded: {reason}"
+                elif decoded < min_frames:
+                    reason = f"{decoded} frames, fewer than {min_frames}"
+                entry.update(status="bad" if reason else "ok", reason=reason)
+            elif kind == BAD:
+                entry["reason"] = value
+            elif kind == REFUSED:
+                raise value
+            else:
+                raise WorkerError(f"error while checking {task.what}:\n{value}")
+            if entry["status"] == "bad":
+                LOGGER.warning("%s: %s", task.what, entry["reason"])
+    finally:
+        pool.close()
+        counts.save()
+    return report
+
+
+def write_report(report, path):
+    """Write what :func:`verify_list` found: JSON for a name ending in .json, else a TSV table."""
+    if path.endswith(".json"):
+        write_text(path, json.dumps(report, indent=1, ensure_ascii=False) + "\n")
+        return
+
+    def cell(value):
+        # A tab or line end in a path or reason would break the table.
+        return str(value).replace("\t", " ").replace("\r", " ").replace("\n", " ")
+
+    rows = ["\t".join(COLUMNS)]
+    rows += ["\t".join(cell(entry[key]) for key in COLUMNS) for entry in report]
+    write_text(path, "\n".join(rows) + "\n")
+
+
+def write_clean_list(video_list, report, path):
+    """Write the list without its bad rows; the other lines stay as they are."""
+    with open(video_list.path, encoding="utf-8-sig") as stream:
+        lines = stream.read().split("\n")
+    good = [
+        lines[number - 1].rstrip("\r")
+        for number, entry in zip(video_list.lines, report)
+        if entry["status"] == "ok"
+    ]
+    write_text(path, "".join(line + "\n" for line in good))
+
+
+def _check_places(video_list, *paths):
+    """Refuse places that cannot be written before hours of scanning rather than after."""
+    for path in paths:
+        if os.path.realpath(path) == os.path.realpath(video_list.path):
+            raise UsageError(f"the output must not overwrite the list itself: {path}")
+        folder = os.path.dirname(os.path.abspath(path))
+        while not os.path.exists(folder):
+            folder = os.path.dirname(folder)
+        if os.path.isdir(path) or not os.path.isdir(folder) or not os.access(folder, os.W_OK):
+            raise UsageError(
+                f"cannot write {path}: choose another place with --report and --clean-list."
+            )
+
+
+def make_parser():
+    """Return the parser of the command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m data.verify",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("list", help="video list: rows 'v_id label sub/path'")
+    parser.add_argument("--root", required=True, help="folder that the paths start from")
+    parser.add_argument("--num-classes", type=int, help="check the labels against this number")
+    parser.add_argument(
+        "--num-workers",
+        type=int,
+        default=os.cpu_count() or 1,
+        help="worker processes (default: %(default)s)",
+    )
+    parser.add_argument("--quick", action="store_true", help="decode eight frames, not all")
+    parser.add_argument(
+        "--min-frames", type=int, default=1, help="shorter videos are bad (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--timeout",
+        type=float,
+        default=300.0,
+        help="seconds that one video may take (default: %(default)g)",
+    )
+    parser.add_argument(
+        "--report", help="report, .tsv or .json (default: LIST with .verify.tsv for its extension)"
+    )
+    parser.add_argument(
+        "--clean-list", help="list of the good videos (default: LIST with .clean.txt likewise)"
+    )
+    return parser
+
+
+def main(argv=None):
+    """Run the command; return its exit code."""
+    arguments = make_parser().parse_args(argv)
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s: %(message)s")
+    video_list = read_video_list(arguments.list, arguments.root, arguments.num_classes)
+    stem = os.path.splitext(video_list.path)[0]
+    report_path = arguments.report or stem + ".verify.tsv"
+    clean_path = arguments.clean_list or stem + ".clean.txt"
+    _check_places(video_list, report_path, clean_path)
+    report = verify_list(
+        video_list, arguments.num_workers, arguments.quick, arguments.timeout, arguments.min_frames
+    )
+    write_report(report, report_path)
+    write_clean_list(video_list, report, clean_path)
+    bad = sum(entry["status"] == "bad" for entry in report)
+    print(f"{len(report) - bad} of {len(report)} videos are good, {bad} bad.")
+    print(f"report: {report_path}\nclean list: {clean_path}")
+    return 1 if bad else 0
+
+
+if __name__ == "__main__":
+    sys.exit(run_main(main))

@@ -1,0 +1,259 @@
+"""Video lists in upstream's form, and the cache of frame counts that lies beside them.
+
+A list is a text file with one row ``v_id label sub/path`` per video, as in
+facebookresearch/GloRe (``dataset/Kinetics/raw/list_cvt/kinetics_train_avi.txt``). Here the columns
+may be separated by spaces or tabs and the path, the rest of the row, may contain spaces.
+"""
+
+import contextlib
+import hashlib
+import logging
+import os
+from typing import NamedTuple, Optional
+
+import numpy as np
+
+from glore_common import GloReError, write_text
+
+LOGGER = logging.getLogger("glore.data")
+
+
+class ListError(GloReError):
+    """A list or mapping table that cannot be used; the message names file and line."""
+
+
+class VideoRow(NamedTuple):
+    """One row of a list: identifier, class (0-based) and path below the root."""
+
+    v_id: str
+    label: int
+    path: str
+
+
+class VideoList(NamedTuple):
+    """The rows of one list and where their files lie.
+
+    Attributes
+    ----------
+    path : str
+        The list file (absolute).
+    root : str
+        Folder that the rows' paths start from (absolute).
+    rows : tuple of VideoRow
+    lines : tuple of int
+        Line number (1-based) of each row in the list file.
+    """
+
+    path: str
+    root: str
+    rows: tuple[VideoRow, ...]
+    lines: tuple[int, ...]
+
+    def full_path(self, index):
+        """Return the absolute path of row ``index``'s file."""
+        return os.path.join(self.root, self.rows[index].path)
+
+
+def _read_lines(path, kind):
+    """Yield (line number, text without line end) of the lines of ``path`` that are not blank."""
+    try:
+        with open(path, "rb") as stream:
+            content = stream.read()
+    except OSError as error:
+        raise ListError(f"cannot read the {kind} {path}: {error.strerror}.") from error
+    for number, raw in enumerate(content.split(b"\n"), 1):
+        try:
+            line = raw.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r")
+        except UnicodeDecodeError as error:
+            raise ListError(
+                f"{path}:{number}: not UTF-8 text ({error.reason}); save the {kind} as UTF-8."
+            ) from error
+        if line.strip():
+            yield number, line
+
+
+def read_video_list(path, root, num_classes=None):
+    """Read a video list.
+
+    Parameters
+    ----------
+    path : str
+        The list file: rows ``v_id label sub/path``, columns separated by spaces or tabs.
+    root : str
+        Folder that ``sub/path`` starts from.
+    num_classes : int, optional
+        Labels must lie in 0 .. num_classes - 1; without it they only must not be negative.
+
+    Returns
+    -------
+    VideoList
+
+    Raises
+    ------
+    ListError
+        The list or the root folder is missing, the list is empty, or a row is malformed, has a
+        label out of range or repeats a v_id (with file and line number).
+    """
+    path, root = os.path.abspath(path), os.path.abspath(root)
+    rows, lines, first_seen = [], [], {}
+    for number, line in _read_lines(path, "video list"):
+        columns = line.split(None, 2)
+        if len(columns) != 3:
+            raise ListError(
+                f"{path}:{number}: expected 'v_id label sub/path', found {len(columns)} "
+                f"column{'s' if len(columns) > 1 else ''}: {line.strip()!r}"
+            )
+        v_id, label_text, sub_path = columns[0], columns[1], columns[2].rstrip()
+        try:
+            label = int(label_text)
+        except ValueError:
+            raise ListError(
+                f"{path}:{number}: the label (second column) is no whole number: {label_text!r}"
+            ) from None
+        if label < 0 or (num_classes is not None and label >= num_classes):
+            allowed = f"0 to {num_classes - 1}" if num_classes is not None else "0 or more"
+            raise ListError(f"{path}:{number}: label {label} is out of range ({allowed}).")
+        if v_id in first_seen:
+            raise ListError(
+                f"{path}:{number}: v_id {v_id} is used twice, first in line {first_seen[v_id]}."
+            )
+        first_seen[v_id] = number
+        rows.append(VideoRow(v_id, label, sub_path))
+        lines.append(number)
+    if not rows:
+        raise ListError(f"the video list {path} is empty: expected rows 'v_id label sub/path'.")
+    if not os.path.isdir(root):
+        raise ListError(
+            f"the folder {root} does not exist; the videos of {path} should lie in it "
+            f"(the first one as {os.path.join(root, rows[0].path)})."
+        )
+    return VideoList(path, root, tuple(rows), tuple(lines))
+
+
+def read_mapping_table(path):
+    """Read the class names of a ``mapping_table.txt`` (rows ``id<TAB>name``).
+
+    Returns
+    -------
+    list of str
+        Name by label, 0-based and without gaps.
+
+    Raises
+    ------
+    ListError
+        A malformed row, an id used twice or left out (with file and line number).
+    """
+    path = os.path.abspath(path)
+    names = {}
+    for number, line in _read_lines(path, "mapping table"):
+        columns = line.split(None, 1)
+        if len(columns) != 2 or not columns[0].isdigit():
+            raise ListError(f"{path}:{number}: expected 'id<TAB>name', found {line.strip()!r}")
+        if int(columns[0]) in names:
+            raise ListError(f"{path}:{number}: class {columns[0]} is named twice.")
+        names[int(columns[0])] = columns[1].strip()
+    missing = sorted(set(range(len(names))) - set(names))
+    if missing or not names:
+        raise ListError(
+            f"{path}: class {missing[0]} is missing; ids must run from 0 without gaps."
+            if missing
+            else f"the mapping table {path} is empty."
+        )
+    return [names[label] for label in range(len(names))]
+
+
+def _cache_folder():
+    """Return the folder for caches of lists whose own folder cannot be written."""
+    base = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
+    return os.path.join(base, "glore-mxnet", "frames")
+
+
+class FrameCounts:
+    """How many frames the videos of a list have, remembered from one run to the next.
+
+    The loader notes a count whenever it opens a file and :mod:`data.verify` notes how many frames
+    can really be decoded, so a sampler never asks for the broken tail of a file that was verified.
+    A count belongs to a file size: it is ignored when the file has changed.
+
+    The cache is a text file beside the list, or in ``$XDG_CACHE_HOME/glore-mxnet/frames`` when
+    that folder cannot be written. Its first line is a key made of the list's content, its
+    modification time and the root; a cache with another key is not used.
+
+    Parameters
+    ----------
+    video_list : VideoList
+    """
+
+    def __init__(self, video_list):
+        with open(video_list.path, "rb") as stream:
+            content = hashlib.sha256(stream.read()).hexdigest()
+        modified = os.stat(video_list.path).st_mtime_ns
+        root_hash = hashlib.sha256(os.fsencode(video_list.root)).hexdigest()
+        self._key = f"# glore frame counts 1 {content} {modified} {root_hash}"
+        stem = f"{os.path.basename(video_list.path)}.{root_hash[:8]}.frames"
+        path_hash = hashlib.sha256(os.fsencode(video_list.path)).hexdigest()[:8]
+        self._paths = (
+            os.path.join(os.path.dirname(video_list.path), "." + stem),
+            os.path.join(_cache_folder(), f"{path_hash}.{stem}"),
+        )
+        self._frames = np.zeros(len(video_list.rows), np.int64)
+        self._sizes = np.zeros(len(video_list.rows), np.int64)
+        self._changed = False
+        self._load()
+
+    @property
+    def paths(self):
+        """Where the cache may lie: beside the list, and the place to fall back to."""
+        return self._paths
+
+    def _load(self):
+        for path in self._paths:
+            try:
+                with open(path, encoding="utf-8") as stream:
+                    key = stream.readline().rstrip("\n")
+                    if key != self._key:
+                        continue
+                    table = np.loadtxt(stream, dtype=np.int64, ndmin=2)
+            except FileNotFoundError:
+                continue
+            except (OSError, ValueError) as error:
+                LOGGER.warning("ignoring the frame count cache %s: %s", path, error)
+                continue
+            if table.shape == (len(self._frames), 2):
+                self._frames, self._sizes = table[:, 0].copy(), table[:, 1].copy()
+                return
+
+    def get(self, index, size) -> Optional[int]:
+        """Return the frame count of row ``index`` if it was noted for a file of ``size`` bytes."""
+        frames = int(self._frames[index])
+        return frames if frames > 0 and int(self._sizes[index]) == size else None
+
+    def note(self, index, frames, size, replace=False):
+        """Note that the file of row ``index``, of ``size`` bytes, has ``frames`` frames.
+
+        A count that is already there for this size is kept unless ``replace``: it may come from
+        decoding the whole file, which knows better than the container's header.
+        """
+        known = self.get(index, size)
+        if known == frames or (known is not None and not replace):
+            return
+        self._frames[index], self._sizes[index] = frames, size
+        self._changed = True
+
+    def known(self):
+        """Return how many videos have a count."""
+        return int(np.count_nonzero(self._frames))
+
+    def save(self):
+        """Write the cache if anything was noted; a place that cannot be written is no error."""
+        if not self._changed:
+            return
+        rows = (f"{frames}\t{size}" for frames, size in zip(self._frames, self._sizes))
+        text = "\n".join([self._key, *rows]) + "\n"
+        for path in self._paths:
+            with contextlib.suppress(OSError):
+                write_text(path, text)
+                self._changed = False
+                return
+        LOGGER.warning("the frame counts could not be saved in any of: %s", ", ".join(self._paths))
+        self._changed = False
