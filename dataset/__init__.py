@@ -1,0 +1,17 @@
+"""Where the data lie: configurations, the demo data's generator, the preparation script.
+
+``get_config(name, data_root=None)`` and ``list_datasets()`` are light (standard library only).
+``prepare_demo`` is loaded when first asked for: it needs OpenCV.
+"""
+
+from .config import DatasetConfig, get_config, list_datasets, read_mapping_table
+
+__all__ = ["DatasetConfig", "get_config", "list_datasets", "prepare_demo", "read_mapping_table"]
+
+
+def __getattr__(name):
+    if name == "prepare_demo":
+        from .demo import prepare_demo
+
+        return prepare_demo
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,471 @@
+"""The demo data: short videos of a moving scene, generated from a seed.
+
+Eight classes of motion: the scene pans left, right, up or down, it zooms in or out, or it turns
+clockwise or counter-clockwise. A single frame does not tell which: scenes are random, and every
+frame of every class is drawn from one and the same distribution. For the zooms this takes a scene
+that looks alike at every scale: it is a sum of octaves of periodic noise in which the weight of an
+octave depends on the wavelength that it has *on the screen*. Zooming in, coarse octaves fade out
+while fine ones fade in (the picture version of R. Shepard's endless scale, 1964).
+
+The videos are real encoded files (MPEG-4 in AVI) in the layout of Kinetics.
+
+    python -m dataset.demo [--root DIR] [--clips-per-class N] [--force]
+"""
+
+import argparse
+import concurrent.futures
+import contextlib
+import json
+import logging
+import math
+import multiprocessing
+import os
+import shutil
+import signal
+import sys
+import tempfile
+import threading
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing.connection import wait as wait_for
+
+import cv2
+import numpy as np
+
+from glore_common import LOGGER, GloReError, UsageError, progress, run_main
+
+from .config import get_config
+from .folder_lock import folder_lock
+
+# Raise it with every change of what is generated: data of another version are made anew.
+GENERATOR_VERSION = 1
+SEED = 1
+
+CLASSES = (
+    "pan_left",
+    "pan_right",
+    "pan_up",
+    "pan_down",
+    "zoom_in",
+    "zoom_out",
+    "turn_clockwise",
+    "turn_counterclockwise",
+)
+TRAIN_CLIPS_PER_CLASS = 160
+VAL_CLIPS_PER_CLASS = 25
+WIDTH, HEIGHT, NUM_FRAMES, FRAME_RATE = 128, 96, 24, 25
+
+# Motion on the screen: what the slowest and the fastest clips do from one frame to the next.
+PAN_PIXELS = (1.2, 2.5)
+ZOOM_FACTOR = (1.02, 1.04)
+TURN_DEGREES = (1.5, 3.0)
+
+TILE_SIZE = 128  # side of a tile of noise; it repeats without a seam
+TILE_WAVELENGTH = 5.0  # typical wavelength in a tile, in its own pixels
+OCTAVES = 8  # wavelengths 1, 2, … 128 pixels at scale 1
+SCREEN_WAVELENGTH = 20.0  # the strongest wavelength on the screen, in pixels
+ENVELOPE_OCTAVES = 0.75  # standard deviation of the weights around it
+WEIGHTLESS = 0.03  # octaves below this weight are not drawn
+
+MANIFEST = "manifest.json"
+_SPLITS = ("train", "val")
+_WORK_PREFIX = ".making-"
+
+
+def _noise_tile(rng, mixing):
+    """Return one periodic tile of coloured noise, float32 (TILE_SIZE, TILE_SIZE, 3), deviation 1.
+
+    ``mixing`` (3, 3) gives the colour directions of the clip.
+    """
+    noise = rng.standard_normal((TILE_SIZE, TILE_SIZE, 3), dtype=np.float32)
+    margin = 8
+    padded = cv2.copyMakeBorder(noise, *(margin,) * 4, cv2.BORDER_WRAP)
+    smooth = cv2.GaussianBlur(padded, (0, 0), 1.3)[margin:-margin, margin:-margin]
+    # tanh turns soft clouds into blobs with edges; how much differs from octave to octave.
+    shaped = np.tanh(smooth / smooth.std() * rng.uniform(0.3, 2.0))
+    coloured = shaped @ mixing
+    return (coloured / coloured.std()).astype(np.float32)
+
+
+def _screen_to_scene(motion, amount, rng):
+    """Return the function frame number -> (2x3 matrix from screen to scene, scale on the screen).
+
+    ``amount`` in 0..1 goes from the slowest to the fastest. Scale and angle of the scene are
+    random for every class, as what a zoom or a turn passes through must be no hint.
+    """
+    centre = np.array(
+        [WIDTH * (0.5 + rng.uniform(-0.12, 0.12)), HEIGHT * (0.5 + rng.uniform(-0.12, 0.12))]
+    )
+    start_angle = rng.uniform(0, 2 * math.pi)
+    # One octave covers everything: at twice the scale the scene has the same statistics.
+    start_scale = 2 ** rng.uniform(0, 1)
+    drift_angle = rng.uniform(0, 2 * math.pi)
+    velocity = rng.uniform(0, 0.25) * np.array([math.cos(drift_angle), math.sin(drift_angle)])
+    zoom = 1.0
+    turn = 0.0
+
+    kind, _, direction = motion.partition("_")
+    if kind == "pan":
+        # y points down on the screen
+        heading = {"right": 0.0, "down": 0.5, "left": 1.0, "up": 1.5}[direction] * math.pi
+        heading += math.radians(rng.uniform(-12, 12))
+        speed = PAN_PIXELS[0] + amount * (PAN_PIXELS[1] - PAN_PIXELS[0])
+        velocity = speed * np.array([math.cos(heading), math.sin(heading)])
+    elif kind == "zoom":
+        zoom = ZOOM_FACTOR[0] + amount * (ZOOM_FACTOR[1] - ZOOM_FACTOR[0])
+        zoom = zoom if direction == "in" else 1 / zoom
+    elif kind == "turn":
+        turn = math.radians(TURN_DEGREES[0] + amount * (TURN_DEGREES[1] - TURN_DEGREES[0]))
+        turn = turn if direction == "clockwise" else -turn
+    else:
+        raise ValueError(f"unknown motion {motion!r}")
+
+    def at(frame):
+        scale = start_scale * zoom**frame
+        angle = start_angle - turn * frame
+        rotation = np.array(
+            [[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]]
+        )
+        matrix = rotation / scale
+        # The scene point on screen at centre + d in frame 0 is now at
+        # centre + zoomed and turned d + velocity · frame; this is the way back.
+        offset = -matrix @ (centre + velocity * frame)
+        return np.column_stack([matrix, offset]), scale
+
+    return at
+
+
+def render_clip(motion, seed):
+    """Draw one clip.
+
+    Parameters
+    ----------
+    motion : str
+        One of ``CLASSES``.
+    seed : sequence of int
+        The clip is a function of ``motion`` and ``seed``.
+
+    Returns
+    -------
+    numpy.ndarray
+        uint8 (NUM_FRAMES, HEIGHT, WIDTH, 3), in OpenCV's channel order BGR.
+    """
+    rng = np.random.Generator(np.random.PCG64(np.random.SeedSequence(seed)))
+    mixing = 0.6 * np.ones((3, 1)) @ rng.standard_normal((1, 3)) + rng.standard_normal((3, 3))
+    tiles = [_noise_tile(rng, mixing.astype(np.float32)) for _ in range(OCTAVES)]
+    origins = rng.uniform(0, TILE_SIZE, (OCTAVES, 2))
+    brightness = rng.uniform(90, 160, 3)
+    contrast = rng.uniform(34, 50)
+    at = _screen_to_scene(motion, rng.uniform(), rng)
+
+    frames = np.empty((NUM_FRAMES, HEIGHT, WIDTH, 3), np.uint8)
+    for number in range(NUM_FRAMES):
+        to_scene, scale = at(number)
+        picture = np.zeros((HEIGHT, WIDTH, 3), np.float32)
+        power = 0.0
+        # The scale lies between 0.4 and 4.9 (a start of 1 to 2, times 23 steps of zoom): octaves
+        # from 1 to 128 pixels are then all that the envelope lets through, 5 to 80 on the screen.
+        for octave in range(OCTAVES):
+            wavelength = 2.0**octave
+            distance = math.log2(wavelength * scale / SCREEN_WAVELENGTH) / ENVELOPE_OCTAVES
+            weight = math.exp(-0.5 * distance**2)
+            if weight < WEIGHTLESS:
+                continue
+            to_tile = to_scene * (TILE_WAVELENGTH / wavelength)
+            to_tile[:, 2] += origins[octave]
+            layer = cv2.warpAffine(
+                tiles[octave],
+                to_tile,
+                (WIDTH, HEIGHT),
+                flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
+                borderMode=cv2.BORDER_WRAP,
+            )
+            picture += weight * layer
+            power += weight**2
+        picture *= contrast / math.sqrt(power)
+        picture += brightness.astype(np.float32)
+        frames[number] = np.clip(picture, 0, 255).astype(np.uint8)
+    return frames
+
+
+def _write_clip(path, frames):
+    writer = cv2.VideoWriter(
+        path, cv2.VideoWriter_fourcc(*"XVID"), FRAME_RATE, (frames.shape[2], frames.shape[1])
+    )
+    if not writer.isOpened():
+        raise GloReError(
+            f"OpenCV cannot encode MPEG-4 to {path}: is the disk full, or is this OpenCV built "
+            "without FFmpeg? (opencv-python-headless of requirements.txt has it)"
+        )
+    for frame in frames:
+        writer.write(frame)
+    writer.release()
+
+
+def _make_clips(folder, clips):
+    """Write clips ``(sub/path, class number, seed)`` below ``folder``; return their sizes."""
+    sizes = []
+    for path, class_number, seed in clips:
+        full = os.path.join(folder, path)
+        _write_clip(full, render_clip(CLASSES[class_number], seed))
+        # OpenCV does not report a write that failed, for instance on a full disk.
+        capture = cv2.VideoCapture(full)
+        complete = int(capture.get(cv2.CAP_PROP_FRAME_COUNT)) == NUM_FRAMES
+        capture.release()
+        if not complete:
+            raise GloReError(f"{full} was not written completely: is the disk full?")
+        sizes.append((path, os.path.getsize(full)))
+    return sizes
+
+
+def _start_worker():
+    # Ctrl-C reaches the parent, which stops handing out work; a parent that is gone ends us.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    cv2.setNumThreads(1)
+    parent = multiprocessing.parent_process()
+
+    def end_with_parent():
+        wait_for([parent.sentinel])
+        os._exit(1)
+
+    threading.Thread(target=end_with_parent, daemon=True).start()
+
+
+def _made(folder, clips, jobs):
+    """Make all clips in ``jobs`` processes; yield ``(sub/path, size)`` as they are done."""
+    batch = 20
+    batches = [clips[start : start + batch] for start in range(0, len(clips), batch)]
+    if jobs == 1:
+        for part in batches:
+            yield from _make_clips(folder, part)
+        return
+    # Spawned, not forked: MXNet and its threads may be loaded here, which a fork would break.
+    pool = concurrent.futures.ProcessPoolExecutor(
+        jobs, mp_context=multiprocessing.get_context("spawn"), initializer=_start_worker
+    )
+    try:
+        futures = [pool.submit(_make_clips, folder, part) for part in batches]
+        for future in concurrent.futures.as_completed(futures):
+            yield from future.result()
+    except BrokenProcessPool as error:
+        raise GloReError(
+            "a process that makes the demo videos ended unexpectedly (killed, or out of memory); "
+            "run it again, with one process if it persists: "
+            f"python -m {__package__}.demo --jobs 1"
+        ) from error
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _available_cpus():
+    try:
+        return len(os.sched_getaffinity(0))
+    except AttributeError:
+        return os.cpu_count() or 1
+
+
+def _parameters(clips_per_class, val_clips_per_class):
+    return {
+        "generator": GENERATOR_VERSION,
+        "seed": SEED,
+        "classes": list(CLASSES),
+        "size": [WIDTH, HEIGHT],
+        "frames": NUM_FRAMES,
+        "clips_per_class": {"train": clips_per_class, "val": val_clips_per_class},
+    }
+
+
+def _what_is_wrong(config, clips_per_class, val_clips_per_class):
+    """Return why the data must be made (anew), or None when they are complete."""
+    raw = os.path.join(config.root, "raw")
+    if not os.path.lexists(raw):
+        return "they do not exist yet"
+    try:
+        with open(os.path.join(raw, MANIFEST), encoding="utf-8") as stream:
+            manifest = json.load(stream)
+        there = manifest["clips_per_class"]
+        # A number that is not asked for stays what it was.
+        wanted = _parameters(
+            there["train"] if clips_per_class is None else clips_per_class,
+            there["val"] if val_clips_per_class is None else val_clips_per_class,
+        )
+        files = manifest.pop("files")
+    except FileNotFoundError:
+        return "they have no manifest"
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return "their manifest is damaged"
+    if manifest != wanted:
+        return "they were made by another version or with other parameters"
+    for path, size in files.items():
+        try:
+            found = os.path.getsize(os.path.join(raw, path))
+        except OSError:
+            return f"{path} is missing"
+        if found != size:
+            return f"{path} has changed"
+    return None
+
+
+def _generate(config, raw, clips_per_class, val_clips_per_class, jobs):
+    """Write the whole data set below ``raw``, an empty folder."""
+    parameters = _parameters(clips_per_class, val_clips_per_class)
+    clips = []
+    lists = {}
+    final_raw = os.path.join(config.root, "raw")
+    for split_number, split in enumerate(_SPLITS):
+        video_root = os.path.relpath(getattr(config, f"{split}_root"), final_raw)
+        rows = []
+        for class_number, motion in enumerate(CLASSES):
+            os.makedirs(os.path.join(raw, video_root, motion))
+            for index in range(parameters["clips_per_class"][split]):
+                sub_path = f"{motion}/{motion}_{index:04d}.avi"
+                seed = (SEED, split_number, class_number, index)
+                clips.append((os.path.join(video_root, sub_path), class_number, seed))
+                rows.append((class_number, sub_path))
+        # A part of the list, or its order, must not give the class away.
+        order = np.random.default_rng([SEED, split_number]).permutation(len(rows))
+        shuffled = [rows[position] for position in order]
+        text = "".join(f"{v_id} {row[0]} {row[1]}\n" for v_id, row in enumerate(shuffled))
+        lists[os.path.relpath(getattr(config, f"{split}_list"), final_raw)] = text
+    lists[os.path.relpath(config.mapping_table, final_raw)] = "".join(
+        f"{label}\t{motion}\n" for label, motion in enumerate(CLASSES)
+    )
+    made = _made(raw, clips, jobs)
+    files = dict(progress(made, "Making the demo videos", len(clips), every=5.0, unit="clip"))
+    for path, text in lists.items():
+        full = os.path.join(raw, path)
+        os.makedirs(os.path.dirname(full), exist_ok=True)
+        with open(full, "w", encoding="utf-8") as stream:
+            stream.write(text)
+        files[path] = os.path.getsize(full)
+    with open(os.path.join(raw, MANIFEST), "w", encoding="utf-8") as stream:
+        json.dump({**parameters, "files": dict(sorted(files.items()))}, stream, indent=1)
+
+
+def prepare_demo(
+    data_root=None, clips_per_class=None, val_clips_per_class=None, jobs=None, force=False
+):
+    """Make the demo data unless they are there, complete and of this version.
+
+    The data appear under their final name when all of them are written: an interrupted run leaves
+    nothing that looks finished, and of several processes at once one makes the data while the
+    others wait.
+
+    Parameters
+    ----------
+    data_root : str, optional
+        Folder that holds ``Demo/raw/…``, as for :func:`dataset.get_config`.
+    clips_per_class, val_clips_per_class : int, optional
+        None keeps what is there, and makes 160 and 25 where nothing is.
+    jobs : int, optional
+        Processes; by default as many as there are processors, at most 8. The data do not depend
+        on it.
+    force : bool
+        Make the data anew in any case.
+
+    Returns
+    -------
+    DatasetConfig
+
+    Raises
+    ------
+    UsageError
+        A number below 1.
+    GloReError
+        The place is taken by files of someone else, or cannot be written.
+    """
+    for name, number in (
+        ("clips per class", clips_per_class),
+        ("validation clips per class", val_clips_per_class),
+        ("jobs", jobs),
+    ):
+        if number is not None and number < 1:
+            raise UsageError(f"the number of {name} must be 1 or more, not {number}")
+    config = get_config("Demo", data_root)
+    counts = (clips_per_class, val_clips_per_class)
+    if not force and _what_is_wrong(config, *counts) is None:
+        return config
+
+    raw = os.path.join(config.root, "raw")
+    with folder_lock(config.root) as alone:
+        reason = "asked to" if force else _what_is_wrong(config, *counts)
+        if reason is None:
+            return config
+        # The folder only ever appears with its manifest, so one without is not of our making.
+        if os.path.lexists(raw) and not os.path.exists(os.path.join(raw, MANIFEST)) and not force:
+            raise GloReError(
+                f"{raw} exists and was not made by this generator (it has no {MANIFEST}). Move it "
+                f"away, or replace it: python -m {__package__}.demo --force"
+            )
+        if alone:
+            for name in os.listdir(config.root):
+                if name.startswith(_WORK_PREFIX):
+                    shutil.rmtree(os.path.join(config.root, name))
+        LOGGER.info("Making the demo data in %s (%s)", raw, reason)
+        work = tempfile.mkdtemp(prefix=_WORK_PREFIX, dir=config.root)
+        try:
+            # A folder within, as mkdtemp's own is closed to other users.
+            new = os.path.join(work, "raw")
+            os.mkdir(new)
+            _generate(
+                config,
+                new,
+                clips_per_class or TRAIN_CLIPS_PER_CLASS,
+                val_clips_per_class or VAL_CLIPS_PER_CLASS,
+                jobs or min(8, _available_cpus()),
+            )
+            if os.path.lexists(raw):
+                os.rename(raw, os.path.join(work, "old"))
+            os.rename(new, raw)
+        except OSError as error:
+            raise GloReError(f"cannot write the demo data to {raw}: {error}") from error
+        finally:
+            with contextlib.suppress(FileNotFoundError):
+                shutil.rmtree(work)
+    return config
+
+
+def main(argv=None):
+    """Run the command line."""
+    parser = argparse.ArgumentParser(
+        prog=f"python -m {__package__}.demo",
+        description="Make the demo data: short videos of eight kinds of motion.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument(
+        "--root",
+        "--data-root",
+        metavar="DIR",
+        help="folder that will hold Demo/raw (default: the folder dataset)",
+        default=argparse.SUPPRESS,
+    )
+    parser.add_argument(
+        "--clips-per-class",
+        type=int,
+        metavar="N",
+        default=argparse.SUPPRESS,
+        help=f"training clips of each class (default: what is there, else {TRAIN_CLIPS_PER_CLASS})",
+    )
+    parser.add_argument(
+        "--val-clips-per-class",
+        type=int,
+        metavar="N",
+        default=argparse.SUPPRESS,
+        help=f"validation clips of each class (default: what is there, else {VAL_CLIPS_PER_CLASS})",
+    )
+    parser.add_argument(
+        "--jobs",
+        type=int,
+        metavar="N",
+        default=argparse.SUPPRESS,
+        help="processes (default: the number of processors, at most 8)",
+    )
+    parser.add_argument("--force", action="store_true", help="make the data anew in any case")
+    options = vars(parser.parse_args(argv))
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    config = prepare_demo(data_root=options.pop("root", None), **options)
+    print(f"Demo data: {os.path.join(config.root, 'raw')}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run_main(main))
