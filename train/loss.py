@@ -1,0 +1,74 @@
+"""Cross entropy on class indices or on distributions, label smoothing, and mixup.
+
+Mixup: Zhang et al., ICLR 2018 (arXiv 1710.09412). Label smoothing: Szegedy et al., CVPR 2016.
+"""
+
+from glore_common import UsageError
+from mxnet_compat import mx
+
+
+def cross_entropy(logits, label, smoothing=0.0):
+    """Return the cross entropy of each sample, in float32.
+
+    Parameters
+    ----------
+    logits : NDArray
+        (n, classes), any float type.
+    label : NDArray
+        (n,) class indices, or (n, classes) target distributions.
+    smoothing : float
+        Share of each target that is spread evenly over all classes, 0 to below 1.
+
+    Returns
+    -------
+    NDArray
+        (n,), not averaged.
+    """
+    log_probability = mx.nd.log_softmax(logits.astype("float32"), axis=1)
+    if label.ndim == 1:
+        loss = -mx.nd.pick(log_probability, label, axis=1)
+    else:
+        loss = -(log_probability * label).sum(axis=1)
+    if smoothing:
+        loss = (1 - smoothing) * loss - smoothing * log_probability.mean(axis=1)
+    return loss
+
+
+class Mixup:
+    """Blend each sample and its target with those of another sample of the batch.
+
+    An instance is a ``batch_hook`` of ``train_and_evaluate``.
+
+    Parameters
+    ----------
+    alpha : float
+        Both parameters of the Beta distribution that the shares are drawn from.
+    num_classes : int
+        Length of the targets.
+    """
+
+    def __init__(self, alpha, num_classes):
+        if alpha <= 0:
+            raise UsageError(f"mixup's alpha must be above 0, not {alpha}")
+        self.alpha = alpha
+        self.num_classes = num_classes
+
+    def __call__(self, data, label, generator):
+        """Return blended data and (n, classes) targets.
+
+        Parameters
+        ----------
+        data : NDArray
+            (n, ...).
+        label : NDArray
+            (n,) class indices.
+        generator : numpy.random.RandomState
+            Where the shares and partners come from.
+        """
+        share = float(generator.beta(self.alpha, self.alpha))
+        partner = mx.nd.array(generator.permutation(data.shape[0]), dtype="int32")
+        target = mx.nd.one_hot(label, self.num_classes)
+        return (
+            share * data + (1 - share) * data.take(partner),
+            share * target + (1 - share) * target.take(partner),
+        )
