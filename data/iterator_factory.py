@@ -60,6 +60,32 @@ def train_transform(
     return transforms.Compose([*steps, transforms.ToArray(), transforms.Normalize(mean, std)])
 
 
+def random_crop_transform(
+    crop_size=224, mean=KINETICS_MEAN, std=KINETICS_STD, flip=True, short_side=256
+):
+    """Return a plain training augmentation: short side 256 (for a crop of 224), random crop, flip.
+
+    Parameters
+    ----------
+    crop_size : int
+    mean, std : tuple of 3 float
+        RGB, on the 0..1 scale.
+    flip : bool
+    short_side : float
+        For a crop of 224; scaled with ``crop_size``.
+    """
+    return train_transform(
+        crop_size,
+        mean,
+        std,
+        flip,
+        aspect_ratio=(1.0, 1.0),
+        short_side=(short_side, short_side),
+        hls=None,
+        jitter=None,
+    )
+
+
 def _resize_for(crop_size):
     return transforms.Resize(round(256 * crop_size / 224))
 

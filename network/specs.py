@@ -1,0 +1,338 @@
+"""The table of networks: one frozen row per network, read by all builders.
+
+Widths, depths and strides: He et al. 2016 (ResNet), Xie et al. 2017 (ResNeXt), Chen et al. 2017
+(DPN), Chen et al. 2019 (GloRe, both the ImageNet and the Kinetics networks).
+
+Where the GloRe units sit (1-based: a unit follows that block)
+--------------------------------------------------------------
+* ResNet-50, 2D and 3D: conv3 1, 3 and conv4 1, 3, 5, as released. ResNet-34 has the same numbers
+  of blocks and takes the same positions.
+* ResNet-101 in 3D: conv3 1, 3 and conv4 6, 12, 18, as released. ResNet-101 in 2D and ResNeXt-101
+  are as deep and take the same ones; theirs are **not published**.
+* ResNet-200: conv3 12, 18 and conv4 16, 24, 32, after a third party's port of the released
+  network. ResNet-152 has as many blocks in conv4 and takes the same ones there.
+* DPN-131: **not published**; conv3 4, 7 after a third party's copy of the DPN code. Its conv4, and
+  DPN-92 and DPN-98 but for DPN-92's conv3 (4 blocks: as ResNet-50), are spread evenly.
+* ResNet-18 is no published GloRe network: its stages have 2 blocks, and the rule of ResNet-50
+  (after the odd ones but the last) leaves one unit per stage.
+
+Parameters and multiply-adds of a network without dense paths depend on how many units a stage has,
+not on where they sit. In a dual path network a unit grows with the dense map it reads: earlier
+ones are cheaper. The figures recalled from the paper for DPN-98 and DPN-131 with units (67.7 M,
+85.5 M) are below what any positions give with this unit (67.97 M, 85.66 M at least), so they
+settle nothing. A released checkpoint shows its own positions in its parameter names.
+"""
+
+import dataclasses
+from typing import NamedTuple, Optional
+
+from .symbol_basic import BNConf
+
+# RGB on the scale 0..1; the released networks were trained on (pixel - mean) * 0.0167.
+MEAN = (124 / 255, 117 / 255, 104 / 255)
+STD = (1 / (0.0167 * 255),) * 3
+
+# What the PyTorch networks for Kinetics use: eps 1e-4, momentum 0.1 in PyTorch's sense.
+VIDEO_BN = BNConf(1e-4, 0.9)
+# What the DPN release was trained with: MXNet's defaults.
+LEGACY_DPN_BN = BNConf(1e-3, 0.9)
+
+
+class Stem(NamedTuple):
+    """First convolution and max pooling; one entry per spatial axis."""
+
+    width: int
+    kernel: tuple[int, ...]
+    stride: tuple[int, ...]
+    pool_kernel: tuple[int, ...]
+    pool_stride: tuple[int, ...]
+
+
+class Context(NamedTuple):
+    """A block inside residual blocks, after the last convolution and before the shortcut sum.
+
+    ``positions`` holds (stage, (block, …)) pairs, 1-based; None means every block of the network.
+    ``ratio`` is the width of the block's bottleneck as a share of its channels.
+    """
+
+    kind: str
+    ratio: float = 1 / 16
+    positions: Optional[tuple[tuple[int, tuple[int, ...]], ...]] = None
+
+    def applies_to(self, stage, block):
+        """Tell whether the block sits in residual block ``block`` of conv``stage``."""
+        return self.positions is None or block in dict(self.positions).get(stage, ())
+
+
+@dataclasses.dataclass(frozen=True)
+class Spec:
+    """One network. Tuples of four belong to the stages conv2 to conv5.
+
+    Attributes
+    ----------
+    name : str
+        As published; looked up without regard to letter case.
+    blocks, num_mid, num_out : tuple of int
+        Blocks per stage, width of the 3x3 convolution, width of the stage.
+    strides : tuple of tuple of int
+        Stride of each stage's first block, per axis.
+    stem : Stem
+        What precedes conv2.
+    data_shape : tuple of int
+        Default input without the batch axis: (3, h, w) or (3, t, h, w).
+    num_classes : int
+        Classes of the data set that the network was published for.
+    family : {'resnet', 'dpn'}
+        Which builder.
+    bottleneck : bool
+        1x1, 3x3, 1x1 blocks; else 3x3, 3x3.
+    groups : int
+        Groups of the 3x3 convolutions.
+    temporal : tuple of tuple of int
+        3D: reach over time of each block's first convolution.
+    growth : tuple of int
+        Dual path networks: channels that each block adds to the dense map.
+    glore : tuple of (stage, positions)
+        GloRe units of this row.
+    unit_defaults : tuple of (stage, positions)
+        Where units sit when a stage is asked for as many as given here.
+    context : tuple of Context
+        Blocks inside the residual blocks.
+    glore_flavour, normalize, num_node, num_state
+        Options of :func:`GloRe_Unit`.
+    dropout : float
+        Probability, before the classifier.
+    bn : BNConf
+        Constants of all batch normalisations.
+    fixed_pool : bool
+        Average over a window of the default map's size, as the released graphs do, not globally.
+    legacy_names : bool
+        Names of the DPN release.
+    mean, std : tuple of float
+        Of the input, RGB on the scale 0..1.
+    aliases : tuple of str
+        Other names of the row.
+    """
+
+    name: str
+    blocks: tuple[int, int, int, int]
+    num_mid: tuple[int, int, int, int]
+    num_out: tuple[int, int, int, int]
+    strides: tuple[tuple[int, ...], ...]
+    stem: Stem
+    data_shape: tuple[int, ...]
+    num_classes: int
+    family: str = "resnet"
+    bottleneck: bool = True
+    groups: int = 1
+    temporal: tuple[tuple[int, ...], ...] = ()
+    growth: tuple[int, ...] = ()
+    glore: tuple[tuple[int, tuple[int, ...]], ...] = ()
+    unit_defaults: tuple[tuple[int, tuple[int, ...]], ...] = ()
+    context: tuple[Context, ...] = ()
+    glore_flavour: str = "released"
+    normalize: bool = False
+    num_node: Optional[int] = None
+    num_state: Optional[int] = None
+    dropout: float = 0.0
+    bn: BNConf = BNConf()
+    fixed_pool: bool = False
+    legacy_names: bool = False
+    mean: tuple[float, float, float] = MEAN
+    std: tuple[float, float, float] = STD
+    aliases: tuple[str, ...] = ()
+
+    @property
+    def ndim(self):
+        """Spatial rank of the maps: 2, or 3 with time."""
+        return len(self.data_shape) - 1
+
+    def total_stride(self):
+        """Return, per axis of the input, the product of all strides."""
+        steps = [self.stem.stride, self.stem.pool_stride, *self.strides]
+        total = [1] * self.ndim
+        for step in steps:
+            total = [value * factor for value, factor in zip(total, step)]
+        return tuple(total)
+
+    def final_map(self, size):
+        """Return the size of the last map for an input of ``size`` (each stride rounds up)."""
+        for step in (self.stem.stride, self.stem.pool_stride, *self.strides):
+            size = tuple(-(-value // factor) for value, factor in zip(size, step))
+        return size
+
+    def units_of(self, stage):
+        """Return after which blocks of conv``stage`` a GloRe unit sits."""
+        return dict(self.glore).get(stage, ())
+
+    def default_positions(self, stage, count):
+        """Return where ``count`` units sit in conv``stage``: as published, else spread evenly."""
+        published = dict(self.unit_defaults).get(stage, ())
+        if count == len(published):
+            return published
+        num_blocks = self.blocks[stage - 2]
+        return tuple(-(-num_blocks * index // (count + 1)) for index in range(1, count + 1))
+
+    def unit_arguments(self):
+        """Return the options that every GloRe unit of the network is built with."""
+        return {
+            "ndim": self.ndim,
+            "flavour": self.glore_flavour,
+            "normalize": self.normalize,
+            "num_state": self.num_state,
+            "num_node": self.num_node,
+            "bn": self.bn,
+        }
+
+    def with_units(self, name, counts, aliases=()):
+        """Return a row of another name with (units in conv3, units in conv4) placed by default."""
+        glore = tuple(
+            (stage, self.default_positions(stage, count))
+            for stage, count in zip((3, 4), counts)
+            if count
+        )
+        return dataclasses.replace(self, name=name, glore=glore, aliases=aliases)
+
+
+BOTTLENECK_OUT = (256, 512, 1024, 2048)
+UNITS_R50 = ((3, (1, 3)), (4, (1, 3, 5)))
+UNITS_R101 = ((3, (1, 3)), (4, (6, 12, 18)))
+UNITS_R200 = ((3, (12, 18)), (4, (16, 24, 32)))
+
+IMAGE = {
+    "strides": ((1, 1), (2, 2), (2, 2), (2, 2)),
+    "data_shape": (3, 224, 224),
+    "num_classes": 1000,
+}
+
+
+def _image_stem(width):
+    return Stem(width, (7, 7), (2, 2), (3, 3), (2, 2))
+
+
+def _resnet(name, blocks, unit_defaults, **fields):
+    row = {
+        "num_mid": (64, 128, 256, 512),
+        "num_out": BOTTLENECK_OUT,
+        "stem": _image_stem(64),
+        **IMAGE,
+        **fields,
+    }
+    return Spec(name=name, blocks=blocks, unit_defaults=unit_defaults, **row)
+
+
+BASIC = {"bottleneck": False, "num_out": (64, 128, 256, 512)}
+
+RESNET18 = _resnet("resnet18", (2, 2, 2, 2), ((3, (1,)), (4, (1,))), **BASIC)
+RESNET34 = _resnet("resnet34", (3, 4, 6, 3), UNITS_R50, **BASIC)
+RESNET50 = _resnet("resnet50", (3, 4, 6, 3), UNITS_R50)
+SE_RESNET50 = dataclasses.replace(RESNET50, name="resnet50_w-se", context=(Context("se"),))
+RESNET101 = _resnet("resnet101", (3, 4, 23, 3), UNITS_R101)
+RESNET152 = _resnet("resnet152", (3, 8, 36, 3), ((4, (16, 24, 32)),))
+RESNET200 = _resnet("resnet200", (3, 24, 36, 3), UNITS_R200)
+RESNEXT101 = _resnet(
+    "resnext101-32x4d", (3, 4, 23, 3), UNITS_R101, num_mid=(128, 256, 512, 1024), groups=32
+)
+
+
+def _dpn(name, stem_width, mid, groups, blocks, growth, unit_defaults):
+    return Spec(
+        name=name,
+        family="dpn",
+        blocks=blocks,
+        num_mid=(mid, 2 * mid, 4 * mid, 8 * mid),
+        num_out=BOTTLENECK_OUT,
+        stem=_image_stem(stem_width),
+        groups=groups,
+        growth=growth,
+        unit_defaults=unit_defaults,
+        **IMAGE,
+    )
+
+
+DPN92 = _dpn("dpn92", 64, 96, 32, (3, 4, 20, 3), (16, 32, 24, 128), ((3, (1, 3)),))
+DPN98 = _dpn("dpn98", 96, 160, 40, (3, 6, 20, 3), (16, 32, 32, 128), ())
+DPN131 = _dpn("dpn131", 128, 160, 40, (4, 8, 28, 3), (16, 32, 32, 128), ((3, (4, 7)),))
+
+
+def _odd(count):
+    """Reach over time of a stage whose odd blocks see three frames: 3, 1, 3, …"""
+    return tuple(3 if block % 2 else 1 for block in range(1, count + 1))
+
+
+def _video_stem(width):
+    return Stem(width, (3, 5, 5), (1, 2, 2), (1, 3, 3), (1, 2, 2))
+
+
+def _resnet_3d(name, blocks, unit_defaults):
+    return Spec(
+        name=name,
+        blocks=blocks,
+        num_mid=(64, 128, 256, 512),
+        num_out=BOTTLENECK_OUT,
+        strides=((1, 1, 1), (2, 2, 2), (1, 2, 2), (1, 2, 2)),
+        stem=_video_stem(32),
+        temporal=((3,) * blocks[0], _odd(blocks[1]), _odd(blocks[2]), (1, 3, 1)),
+        data_shape=(3, 8, 224, 224),
+        num_classes=400,
+        unit_defaults=unit_defaults,
+        glore_flavour="video",
+        dropout=0.5,
+        bn=VIDEO_BN,
+    )
+
+
+RESNET50_3D = _resnet_3d("RESNET50_3D", (3, 4, 6, 3), UNITS_R50)
+RESNET101_3D = _resnet_3d("RESNET101_3D", (3, 4, 23, 3), UNITS_R101)
+
+# For tests and quick trials; no published network. The same code path and stem as RESNET50_3D with
+# few, narrow blocks, for clips of 8 x 64 x 64. What it needs to learn motion within a few epochs
+# is the full width of the stem (16 filters there were too few) and little depth.
+TINY_3D = dataclasses.replace(
+    RESNET50_3D,
+    name="TINY_3D",
+    blocks=(1, 1, 1, 1),
+    num_mid=(16, 32, 32, 32),
+    num_out=(64, 96, 128, 128),
+    temporal=((3,), (3,), (3,), (3,)),
+    data_shape=(3, 8, 64, 64),
+    num_classes=8,
+    unit_defaults=((3, (1,)), (4, (1,))),
+    dropout=0.0,
+)
+
+ROWS = (
+    RESNET50_3D.with_units("RESNET50_GLORE", (2, 3), ("RESNET50_3D_GCN_X5",)),
+    RESNET101_3D.with_units("RESNET101_GLORE", (2, 3), ("RESNET101_3D_GCN_X5",)),
+    RESNET50_3D,
+    RESNET101_3D,
+    TINY_3D.with_units("TINY_GLORE", (1, 1)),
+    TINY_3D,
+    RESNET18,
+    RESNET18.with_units("resnet18_w-glore_1-1", (1, 1)),
+    RESNET34,
+    RESNET34.with_units("resnet34_w-glore_0-3", (0, 3)),
+    RESNET34.with_units("resnet34_w-glore_2-3", (2, 3)),
+    RESNET50,
+    RESNET50.with_units("resnet50_w-glore_0-3", (0, 3)),
+    RESNET50.with_units("resnet50_w-glore_2-3", (2, 3)),
+    SE_RESNET50,
+    SE_RESNET50.with_units("resnet50_w-se_w-glore_0-3", (0, 3)),
+    RESNET101,
+    RESNET101.with_units("resnet101_w-glore_0-3", (0, 3)),
+    RESNET101.with_units("resnet101_w-glore_2-3", (2, 3)),
+    RESNET152,
+    RESNET152.with_units("resnet152_w-glore_0-3", (0, 3)),
+    RESNET152.with_units("resnet152_w-glore_2-3", (2, 3)),
+    RESNET200,
+    RESNET200.with_units("resnet200_w-glore_0-3", (0, 3)),
+    RESNET200.with_units("resnet200_w-glore_2-3", (2, 3)),
+    RESNEXT101,
+    RESNEXT101.with_units("resnext101-32x4d_w-glore_2-3", (2, 3)),
+    DPN92,
+    DPN92.with_units("dpn92_w-glore_2-3", (2, 3)),
+    DPN98,
+    DPN98.with_units("dpn98_w-glore_2-3", (2, 3)),
+    DPN131,
+    DPN131.with_units("dpn131_w-glore_2-3", (2, 3)),
+)

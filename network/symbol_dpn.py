@@ -1,0 +1,98 @@
+"""Dual path networks (Chen et al., NeurIPS 2017, arXiv 1707.01629; cypw/DPNs), with GloRe units.
+
+A block reads the concatenation of a residual map and a growing dense map; its output is split, the
+first part is added to the residual map, the rest appended to the dense one.
+
+Two naming schemes: with ``legacy_names`` the nodes and parameters of the networks released by the
+DPN paper's author; otherwise the same block names (``conv3_x__1_c1x1-a``) with the suffixes that
+GloRe's released graphs use (``_bn``, ``_relu``, ``_conv``) and their ``conv1``, ``tail`` and
+``classifier``. The GloRe release of DPN-98 and DPN-131 has not been seen; the unit's names
+(``conv3_x__4_extra``, ``_cat-input``, ``_conv-tail-res``, ``_conv-tail-den``) are those of a third
+party's copy of its code.
+"""
+
+from mxnet_compat import mx
+
+from .symbol_basic import AC, BN, BN_AC, Conv
+from .symbol_glore import GloRe_Unit
+from .symbol_resnet import context_blocks, half, stem
+
+
+def _bn_ac_conv(data, num_filter, kernel, name, spec, stride=None, num_group=1):
+    if spec.legacy_names:
+        bn_name, ac_name, conv_name = f"{name}__bn_", f"{name}__ac_", f"{name}_"
+    else:
+        bn_name = ac_name = conv_name = name
+    out = AC(BN(data, bn_name, spec.bn), ac_name)
+    return Conv(out, num_filter, kernel, conv_name, half(kernel), stride, num_group)
+
+
+def _split(data, size, name):
+    """Cut (n, c, h, w) into (n, size, h, w) and (n, c - size, h, w)."""
+    return [
+        mx.sym.slice_axis(data=data, axis=1, begin=0, end=size, name=f"{name}-split1"),
+        mx.sym.slice_axis(data=data, axis=1, begin=size, end=None, name=f"{name}-split2"),
+    ]
+
+
+def Dual_Path_Unit(data, spec, stage, block, name):
+    """One dual path block.
+
+    Parameters
+    ----------
+    data : Symbol, or list of two Symbol
+        (n, c, h, w) after the stem; later the residual and the dense map.
+    spec : Spec
+        The network's row.
+    stage, block : int
+        Which block of the row, 1-based.
+    name : str
+        Prefix of nodes and parameters.
+
+    Returns
+    -------
+    list of two Symbol
+        Residual map (n, width of the stage, h', w') and dense map (n, 2 · growth + block · growth,
+        h', w').
+    """
+    num_mid, num_out = spec.num_mid[stage - 2], spec.num_out[stage - 2]
+    growth = spec.growth[stage - 2]
+    stride = spec.strides[stage - 2] if block == 1 else (1, 1)
+    whole = data
+    if isinstance(data, list):
+        whole = mx.sym.Concat(*data, dim=1, name=f"{name}_cat-input")
+    if block == 1:
+        adapter = f"{name}_c1x1-w(s/{stride[0]})"
+        out = _bn_ac_conv(whole, num_out + 2 * growth, (1, 1), adapter, spec, stride)
+        residual, dense = _split(out, num_out, adapter)
+    else:
+        residual, dense = data
+    out = _bn_ac_conv(whole, num_mid, (1, 1), f"{name}_c1x1-a", spec)
+    out = _bn_ac_conv(out, num_mid, (3, 3), f"{name}_c3x3-b", spec, stride, spec.groups)
+    out = _bn_ac_conv(out, num_out + growth, (1, 1), f"{name}_c1x1-c", spec)
+    out = context_blocks(out, spec, stage, block, num_out + growth, name)
+    more_residual, more_dense = _split(out, num_out, f"{name}_c1x1-c")
+    return [
+        mx.sym.add_n(residual, more_residual, name=f"{name}_sum"),
+        mx.sym.Concat(dense, more_dense, dim=1, name=f"{name}_cat"),
+    ]
+
+
+def get_before_pool(spec):
+    """Return all of a network up to the last rectifier: (n, 3, h, w) -> (n, c, h / 32, w / 32)."""
+    names, tail = ("conv1", "conv1"), "tail"
+    if spec.legacy_names:
+        names, tail = ("conv1_x_1_", "conv1_x_1__relu-sp_"), "conv5_x_x__relu-sp_"
+    out = stem(mx.sym.Variable("data"), spec, *names)
+    for stage, num_blocks in enumerate(spec.blocks, 2):
+        positions = spec.units_of(stage)
+        num_out, growth = spec.num_out[stage - 2], spec.growth[stage - 2]
+        for block in range(1, num_blocks + 1):
+            name = f"conv{stage}_x__{block}"
+            out = Dual_Path_Unit(out, spec, stage, block, name)
+            if block in positions:
+                widths = (num_out, (2 + block) * growth)
+                unit = f"{name}_extra"
+                out = GloRe_Unit(out, widths, num_out // 4, unit, **spec.unit_arguments())
+    out = mx.sym.Concat(*out, dim=1, name="conv5_x_x_cat-final")
+    return BN_AC(out, tail, spec.bn)

@@ -1,0 +1,256 @@
+"""Read the tensors of a PyTorch file without PyTorch, and without running what it contains.
+
+A ``.pth`` file is a pickle, and a pickle can call any function. This reader lets a file name only
+what tensors in ordered dictionaries need and refuses every other name. It reads both of
+``torch.save``'s forms: the zip archive of PyTorch 1.6 and later, and the older stream, in which
+the weights of GloRe were released. Layouts after the PyTorch sources (torch/serialization.py).
+"""
+
+import os
+import pickle
+import struct
+import zipfile
+from collections import OrderedDict, namedtuple
+
+import numpy as np
+
+from .params import CheckpointError
+
+ZIP_START = b"PK\x03\x04"
+# First pickle of the older form: protocol 2, and an integer that marks the file.
+STREAM_START = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."
+_TYPES = {
+    "DoubleStorage": "<f8",
+    "FloatStorage": "<f4",
+    "HalfStorage": "<f2",
+    "LongStorage": "<i8",
+    "IntStorage": "<i4",
+    "ShortStorage": "<i2",
+    "CharStorage": "<i1",
+    "ByteStorage": "<u1",
+    "BoolStorage": "<b1",
+}
+_Type = namedtuple("_Type", "dtype")
+_Storage = namedtuple("_Storage", "key dtype count")
+_Tensor = namedtuple("_Tensor", "storage offset shape strides")
+
+
+class _Rebuild:
+    """Stands for PyTorch's function that makes a tensor; holds nothing a pickle could change."""
+
+    __slots__ = ()
+
+    def __call__(self, storage, offset, shape, strides, *_ignored):
+        return _Tensor(storage, offset, shape, strides)
+
+
+class _RebuildParameter:
+    """Stands for PyTorch's function that makes a Parameter of a tensor."""
+
+    __slots__ = ()
+
+    def __call__(self, tensor, *_ignored):
+        return tensor
+
+
+class _Unpickler(pickle._Unpickler):
+    """An unpickler that knows tensors, their storages, ordered dictionaries, and nothing else.
+
+    Built on the implementation in Python: that in C reserves as much memory as one damaged number
+    in the file asks for. State dicts are small once the tensors' values are outside the pickle.
+    """
+
+    def find_class(self, module, name):
+        if (module, name) == ("collections", "OrderedDict"):
+            return OrderedDict
+        if (module, name) == ("torch._utils", "_rebuild_tensor_v2"):
+            return _Rebuild()
+        if (module, name) == ("torch._utils", "_rebuild_parameter"):
+            return _RebuildParameter()
+        if module == "torch" and name in _TYPES:
+            return _Type(_TYPES[name])
+        if module == "torch" and name.endswith("Storage"):
+            raise CheckpointError(f"it holds tensors of a type that is not supported: {name}")
+        raise CheckpointError(
+            f"it asks for {module}.{name}, which no state dict needs; files that do may run "
+            "anything when loaded, so this one is refused"
+        )
+
+    def persistent_load(self, pid):
+        kind, storage_type, key, _location, count, *view = pid
+        if kind != "storage" or not isinstance(storage_type, _Type) or any(view):
+            raise CheckpointError("it refers to something that is no plain storage")
+        return _Storage(str(key), np.dtype(storage_type.dtype), int(count))
+
+
+def _read_zip(stream):
+    """Return (object, function from storage to array) of the zip form."""
+    archive = zipfile.ZipFile(stream)
+    names = {name.partition("/")[2]: name for name in archive.namelist()}
+    if "data.pkl" not in names:
+        raise CheckpointError("it is a zip file but no PyTorch file: it holds no data.pkl")
+    if "byteorder" in names and archive.read(names["byteorder"]).strip() != b"little":
+        raise CheckpointError("it was written on a big-endian machine")
+
+    def content(part):
+        # PyTorch never compresses: what a part unpacks to is bounded by the file's own size.
+        info = archive.getinfo(names[part])
+        if info.compress_type != zipfile.ZIP_STORED:
+            raise CheckpointError(f"its part {part} is compressed, which PyTorch never does")
+        return archive.open(info)
+
+    with content("data.pkl") as pickled:
+        found = _Unpickler(pickled).load()
+
+    def load(storage):
+        if f"data/{storage.key}" not in names:
+            raise CheckpointError(f"its storage {storage.key} is missing")
+        with content(f"data/{storage.key}") as part:
+            return np.frombuffer(part.read(), storage.dtype)
+
+    return found, load
+
+
+def _read_stream(stream):
+    """Return (object, function from storage to array) of the older form."""
+    size = os.fstat(stream.fileno()).st_size
+    _magic, protocol, system = (_Unpickler(stream).load() for _ in range(3))
+    if protocol != 1001 or not system.get("little_endian"):
+        raise CheckpointError("it is of another version or of a big-endian machine")
+    found = _Unpickler(stream).load()
+    keys = _Unpickler(stream).load()
+    places = {}
+    dtypes = {tensor.storage.key: tensor.storage.dtype for tensor in _tensors(found)}
+    for key in keys:
+        (count,) = struct.unpack("<q", stream.read(8))
+        # The size of an item is that of the tensors on it; a storage without any ends the search.
+        if key not in dtypes:
+            raise CheckpointError(f"its storage {key} belongs to no tensor")
+        length = count * dtypes[key].itemsize
+        if count < 0 or stream.tell() + length > size:
+            raise CheckpointError("it ends too early: the file is truncated")
+        places[key] = (stream.tell(), count)
+        stream.seek(length, os.SEEK_CUR)
+
+    def load(storage):
+        start, count = places[storage.key]
+        stream.seek(start)
+        return np.frombuffer(stream.read(count * storage.dtype.itemsize), storage.dtype)
+
+    return found, load
+
+
+def _tensors(found):
+    """Yield the tensors anywhere in nested dictionaries, lists and tuples, each container once."""
+    waiting, seen = [found], set()
+    while waiting:
+        item = waiting.pop()
+        if isinstance(item, _Tensor):
+            yield item
+        elif isinstance(item, (dict, list, tuple)) and id(item) not in seen:
+            seen.add(id(item))
+            waiting.extend(item.values() if isinstance(item, dict) else item)
+
+
+def _array(tensor, load):
+    """Return a tensor's values as an array of its own."""
+    flat = load(tensor.storage)
+    shape, strides, offset = tensor.shape, tensor.strides, tensor.offset
+    if any(size < 0 for size in [*shape, *strides, offset]) or len(shape) != len(strides):
+        raise CheckpointError("one of its tensors has an impossible shape")
+    last = offset + sum((size - 1) * step for size, step in zip(shape, strides))
+    if flat.size != tensor.storage.count or (0 not in shape and last >= flat.size):
+        raise CheckpointError("one of its tensors reaches beyond its storage")
+    if 0 in shape:
+        return np.zeros(shape, flat.dtype)
+    view = np.lib.stride_tricks.as_strided(
+        flat[offset:], shape, [step * flat.itemsize for step in strides], writeable=False
+    )
+    if view.size > flat.size:
+        raise CheckpointError("one of its tensors repeats its values")
+    return view.copy()
+
+
+def state_dict_of(found, is_tensor):
+    """Return the state dict in what a file holds: all of it, or its key ``state_dict``.
+
+    Raises
+    ------
+    CheckpointError
+        If that is no dictionary of names to tensors.
+    """
+    if isinstance(found, dict) and isinstance(found.get("state_dict"), dict):
+        found = found["state_dict"]
+    if not isinstance(found, dict) or not found:
+        raise CheckpointError("it holds no state dict")
+    for name, value in found.items():
+        if not isinstance(name, str) or not is_tensor(value):
+            raise CheckpointError(f"it is no plain state dict: {str(name)[:80]!r} is no tensor")
+    return found
+
+
+def read_torch_file(path):
+    """Return the state dict of a PyTorch file.
+
+    Parameters
+    ----------
+    path : str
+        A file of ``torch.save``: a state dict, or a dictionary with one under ``state_dict``.
+
+    Returns
+    -------
+    dict
+        PyTorch's names to NumPy arrays.
+
+    Raises
+    ------
+    CheckpointError
+        If the file cannot be read, is truncated, or holds anything but a plain state dict.
+    """
+    try:
+        with open(path, "rb") as stream:
+            start = stream.read(len(STREAM_START))
+            stream.seek(0)
+            if start.startswith(ZIP_START):
+                found, load = _read_zip(stream)
+            elif start == STREAM_START:
+                found, load = _read_stream(stream)
+            else:
+                raise CheckpointError("it is no PyTorch file")
+            state = state_dict_of(found, lambda value: isinstance(value, _Tensor))
+            return {name: _array(tensor, load) for name, tensor in state.items()}
+    except CheckpointError as error:
+        raise CheckpointError(f"{path} cannot be loaded: {error}") from error
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror or error}") from error
+    except Exception as error:
+        # A damaged pickle can fail in any way; none of them is a bug of ours.
+        raise CheckpointError(
+            f"{path} cannot be loaded: it is truncated or damaged ({type(error).__name__}: {error})"
+        ) from error
+
+
+def read_with_torch(path):
+    """Do what :func:`read_torch_file` does with PyTorch's own ``torch.load(weights_only=True)``.
+
+    Raises
+    ------
+    CheckpointError
+        As above, and when PyTorch is not installed.
+    """
+    try:
+        import torch
+    except ImportError as error:
+        raise CheckpointError("PyTorch is not installed: pip install torch") from error
+    try:
+        found = torch.load(path, map_location="cpu", weights_only=True)
+        state = state_dict_of(found, lambda value: isinstance(value, torch.Tensor))
+        return {name: value.detach().cpu().numpy() for name, value in state.items()}
+    except CheckpointError as error:
+        raise CheckpointError(f"{path} cannot be loaded: {error}") from error
+    except Exception as error:
+        # As above. PyTorch's refusal of a pickle's content comes this way too, among advice to
+        # load it all the same; only the line with the reason is passed on.
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        reason = next((line.strip() for line in lines if "error:" in line), lines[0])
+        raise CheckpointError(f"{path} cannot be loaded with PyTorch: {reason}") from error

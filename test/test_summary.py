@@ -1,0 +1,138 @@
+"""Counting parameters and multiply-adds: published figures, and small graphs by hand."""
+
+import pytest
+from golden_weights import read_table
+
+from glore_common import UsageError
+from mxnet_compat import mx
+from network import get_symbol, list_networks
+from network.summary import count
+
+# name: parameters / M, parameters with statistics / M, multiply-adds / G at the default input.
+# None: no figure to compare with. The figures were computed from the original graphs.
+FIGURES = {
+    "resnet50": (25.55, 25.60, 4.09),
+    "resnet50_w-glore_0-3": (30.49, 30.56, 5.32),
+    "resnet50_w-glore_2-3": (31.314216, 31.39, 5.96),
+    "resnet200": (64.67, None, 15.01),
+    "resnet200_w-glore_0-3": (69.61, 69.80, 16.23),
+    "resnet200_w-glore_2-3": (70.43, 70.63, 16.88),
+    "resnext101-32x4d": (44.17, None, 7.97),
+    "resnext101-32x4d_w-glore_2-3": (49.93, 50.10, 9.84),
+    "dpn98": (61.57, None, 11.67),
+    "dpn131": (79.25, None, 16.01),
+    "RESNET50_GLORE": (33.731952, None, 31.78),
+    "RESNET101_GLORE": (57.44, None, 50.32),
+}
+
+
+def unit_params(width):
+    """Parameters of a released unit on ``width`` channels."""
+    mid = width // 4
+    weights = width * 2 * mid + width * mid + mid * mid + 4 * mid * mid + 2 * mid * width
+    return weights + 2 * (width + width + mid + 2 * mid + 2 * mid)
+
+
+def same(value, figure):
+    """Compare with a figure to the decimals it is printed with."""
+    decimals = len(str(figure).partition(".")[2])
+    return round(value, max(decimals, 2)) == figure
+
+
+@pytest.mark.parametrize("name", sorted(FIGURES))
+def test_counts_equal_the_published_figures(name):
+    counted = count(*get_symbol(name))
+    params, with_stats, macs = FIGURES[name]
+    assert same(counted.params / 1e6, params)
+    assert with_stats is None or same(counted.params_with_stats / 1e6, with_stats)
+    assert same(counted.macs / 1e9, macs)
+
+
+@pytest.mark.parametrize("name", ["RESNET50_3D_GCN_X5", "RESNET101_3D_GCN_X5"])
+def test_video_counts_equal_the_golden_tables(name):
+    sizes = {"params": 0, "stats": 0}
+    for parameter, shape in read_table(f"torch_{name}.tsv"):
+        size = 1
+        for side in shape:
+            size *= side
+        if not parameter.endswith("num_batches_tracked"):
+            sizes["stats" if "running" in parameter else "params"] += size
+    counted = count(*get_symbol(name))
+    assert {"params": counted.params, "stats": counted.stats} == sizes
+
+
+@pytest.mark.parametrize(
+    ("base", "units"),
+    [
+        ("resnet50", "resnet50_w-glore_2-3"),
+        ("resnet101", "resnet101_w-glore_2-3"),
+        ("resnet152", "resnet152_w-glore_2-3"),
+        ("resnet200", "resnet200_w-glore_2-3"),
+        ("resnext101-32x4d", "resnext101-32x4d_w-glore_2-3"),
+    ],
+)
+def test_units_add_the_same_to_every_backbone_of_these_widths(base, units):
+    added = count(*get_symbol(units)).params - count(*get_symbol(base)).params
+    assert added == 2 * unit_params(512) + 3 * unit_params(1024)
+
+
+def test_squeeze_and_excitation_adds_two_layers_per_block():
+    added = count(*get_symbol("resnet50_w-se")).params - count(*get_symbol("resnet50")).params
+    blocks = dict(zip((256, 512, 1024, 2048), (3, 4, 6, 3)))
+    expected = sum(n * (2 * c * (c // 16) + c + c // 16) for c, n in blocks.items())
+    assert added == expected
+
+
+@pytest.mark.parametrize("name", list_networks())
+def test_every_network_infers_its_shapes_and_costs(name):
+    counted = count(*get_symbol(name))
+    assert counted.params > 0
+    assert counted.stats > 0
+    assert counted.macs > counted.macs_of["classifier"] > 0
+    assert all(macs > 0 for macs in counted.macs_of.values())
+
+
+def test_macs_of_each_kind_of_node():
+    data = mx.sym.Variable("data")
+    out = mx.sym.Convolution(
+        data, kernel=(3, 5), num_filter=8, num_group=2, pad=(1, 2), stride=(2, 1), name="conv"
+    )
+    flat = mx.sym.Reshape(out, shape=(0, 0, -1), name="flat")
+    product = mx.sym.batch_dot(flat, flat, transpose_b=True, name="product")
+    turned = mx.sym.batch_dot(flat, flat, transpose_a=True, name="turned")
+    dense = mx.sym.FullyConnected(product, num_hidden=10, name="dense")
+    rows = mx.sym.FullyConnected(turned, num_hidden=3, flatten=False, name="rows")
+    counted = count(mx.sym.Group([dense, rows]), {"data": (2, 4, 6, 7)})
+    # conv: (2, 4, 6, 7) -> (2, 8, 3, 7), 21 positions; a filter sees 2 channels x 3 x 5.
+    assert counted.macs_of == {
+        "conv": 2 * 8 * 21 * 2 * 15,
+        "product": 2 * 8 * 8 * 21,
+        "turned": 2 * 21 * 21 * 8,
+        "dense": 2 * 10 * 64,
+        "rows": 2 * 21 * 3 * 21,
+    }
+    assert counted.params == (8 * 2 * 15 + 8) + (10 * 64 + 10) + (3 * 21 + 3)
+    assert counted.stats == 0
+
+
+def test_macs_follow_the_input_size():
+    symbol, _ = get_symbol("resnet18")
+    sizes = [
+        count(symbol, {"data": (1, 3, side, side)}).macs_of["conv1_conv"] for side in (64, 128)
+    ]
+    assert sizes == [32 * 32 * 64 * 147, 64 * 64 * 64 * 147]
+
+
+@pytest.mark.parametrize(
+    ("shapes", "message"),
+    [
+        ({"dta": (1, 3, 64, 64)}, "no input named dta"),
+        ({}, "do not determine"),
+        ({"data": (1, 3, 64)}, "do not fit the graph"),
+        ((1, 3, 64, 64), "given as an InputConf or as a mapping"),
+    ],
+)
+def test_shapes_that_do_not_fit_are_named(shapes, message):
+    symbol, _ = get_symbol("resnet18")
+    with pytest.raises(UsageError, match=message):
+        count(symbol, shapes)
