@@ -8,6 +8,9 @@ uses something of it) above ``import mxnet as mx``. What it does, all before MXN
 * ``OMP_NUM_THREADS``: left alone, MXNet uses half of the cores it sees
   (https://mxnet.apache.org/versions/1.9.1/api/faq/env_var); it is set to the number of physical
   cores that this process may use.
+* ``NNVM_EXEC_MATCH_RANGE=0``: the executor behind ``Module`` and ``Symbol.bind`` lets arrays of
+  different layouts share memory; at small maps a GloRe unit then fails with "size of NDArray
+  doesn't match the requested MKLDNN memory desc" (measured on 1.9.1).
 * ``MXNET_STORAGE_FALLBACK_LOG_VERBOSE=0`` silences a message per operator without a sparse or
   oneDNN kernel.
 
@@ -72,6 +75,7 @@ def _alias_numpy_bool():
 
 def _set_environment():
     os.environ.setdefault("OMP_NUM_THREADS", str(physical_cores()))
+    os.environ.setdefault("NNVM_EXEC_MATCH_RANGE", "0")
     os.environ.setdefault("MXNET_STORAGE_FALLBACK_LOG_VERBOSE", "0")
 
 

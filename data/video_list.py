@@ -54,19 +54,19 @@ class VideoList(NamedTuple):
         return os.path.join(self.root, self.rows[index].path)
 
 
-def _read_lines(path, kind):
+def _read_lines(path):
     """Yield (line number, text without line end) of the lines of ``path`` that are not blank."""
     try:
         with open(path, "rb") as stream:
             content = stream.read()
     except OSError as error:
-        raise ListError(f"cannot read the {kind} {path}: {error.strerror}.") from error
+        raise ListError(f"cannot read the video list {path}: {error.strerror}.") from error
     for number, raw in enumerate(content.split(b"\n"), 1):
         try:
             line = raw.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r")
         except UnicodeDecodeError as error:
             raise ListError(
-                f"{path}:{number}: not UTF-8 text ({error.reason}); save the {kind} as UTF-8."
+                f"{path}:{number}: not UTF-8 text ({error.reason}); save the list as UTF-8."
             ) from error
         if line.strip():
             yield number, line
@@ -96,7 +96,7 @@ def read_video_list(path, root, num_classes=None):
     """
     path, root = os.path.abspath(path), os.path.abspath(root)
     rows, lines, first_seen = [], [], {}
-    for number, line in _read_lines(path, "video list"):
+    for number, line in _read_lines(path):
         columns = line.split(None, 2)
         if len(columns) != 3:
             raise ListError(
@@ -128,38 +128,6 @@ def read_video_list(path, root, num_classes=None):
             f"(the first one as {os.path.join(root, rows[0].path)})."
         )
     return VideoList(path, root, tuple(rows), tuple(lines))
-
-
-def read_mapping_table(path):
-    """Read the class names of a ``mapping_table.txt`` (rows ``id<TAB>name``).
-
-    Returns
-    -------
-    list of str
-        Name by label, 0-based and without gaps.
-
-    Raises
-    ------
-    ListError
-        A malformed row, an id used twice or left out (with file and line number).
-    """
-    path = os.path.abspath(path)
-    names = {}
-    for number, line in _read_lines(path, "mapping table"):
-        columns = line.split(None, 1)
-        if len(columns) != 2 or not columns[0].isdigit():
-            raise ListError(f"{path}:{number}: expected 'id<TAB>name', found {line.strip()!r}")
-        if int(columns[0]) in names:
-            raise ListError(f"{path}:{number}: class {columns[0]} is named twice.")
-        names[int(columns[0])] = columns[1].strip()
-    missing = sorted(set(range(len(names))) - set(names))
-    if missing or not names:
-        raise ListError(
-            f"{path}: class {missing[0]} is missing; ids must run from 0 without gaps."
-            if missing
-            else f"the mapping table {path} is empty."
-        )
-    return [names[label] for label in range(len(names))]
 
 
 def _cache_folder():

@@ -10,7 +10,6 @@ The rule sets below are the Kinetics recipe of GloRe (Chen et al., CVPR 2019; pr
 facebookresearch/GloRe).
 """
 
-import contextlib
 import difflib
 import re
 
@@ -242,57 +241,3 @@ def _split(params, auxs):
     if len(params) != 2:
         raise CheckpointError("params is one dictionary, or a pair (arg_params, aux_params)")
     return params
-
-
-def _learnable(block):
-    """Yield (name, parameter) of what gradients can train: a SymbolNet's states are left out.
-
-    The running statistics of Gluon's own layers refuse a gradient themselves.
-    """
-    states = set(getattr(block, "aux_names", ()))
-    for name, parameter in block.collect_params().items():
-        if name not in states:
-            yield name, parameter
-
-
-def trainable(block, predicate, grad_req="write"):
-    """Train the parameters that ``predicate`` accepts and freeze all others.
-
-    Auxiliary states are never touched. A frozen parameter has ``grad_req`` ``"null"``:
-    ``gluon.Trainer`` passes over it, its momentum stays as it is.
-
-    Parameters
-    ----------
-    block : SymbolNet or gluon.Block
-    predicate : function
-        Gets a parameter's name, returns whether it is trained.
-    grad_req : str
-        What the trained ones get: ``"write"``, or ``"add"`` to accumulate.
-
-    Returns
-    -------
-    dict
-        Name to the ``grad_req`` before, for :func:`restore`.
-    """
-    before = {}
-    for name, parameter in _learnable(block):
-        before[name] = parameter.grad_req
-        parameter.grad_req = grad_req if predicate(name) else "null"
-    return before
-
-
-def restore(block, before):
-    """Give parameters the ``grad_req`` that :func:`trainable` returned."""
-    params = block.collect_params()
-    for name, grad_req in before.items():
-        params[name].grad_req = grad_req
-
-
-@contextlib.contextmanager
-def only_trainable(block, predicate, grad_req="write"):
-    """Restrict training to what ``predicate`` accepts within a ``with`` block."""
-    before = trainable(block, predicate, grad_req)
-    try:
-        yield block
-    finally:
-        restore(block, before)

@@ -336,3 +336,20 @@ ROWS = (
     DPN131,
     DPN131.with_units("dpn131_w-glore_2-3", (2, 3)),
 )
+
+# Top-1 accuracy in per cent as the GloRe project's README states it (facebookresearch/GloRe):
+# ImageNet-1k, and for the video networks single clips of Kinetics-400.
+PUBLISHED_TOP1 = {
+    "RESNET50_GLORE": 68.0,
+    "RESNET101_GLORE": 69.2,
+    "resnet50": 76.2,
+    "resnet50_w-glore_0-3": 78.4,
+    "resnet50_w-glore_2-3": 78.2,
+    "resnet50_w-se": 77.2,
+    "resnet50_w-se_w-glore_0-3": 78.7,
+    "resnet200_w-glore_0-3": 79.4,
+    "resnet200_w-glore_2-3": 79.7,
+    "resnext101-32x4d_w-glore_2-3": 79.8,
+    "dpn98_w-glore_2-3": 80.2,
+    "dpn131_w-glore_2-3": 80.3,
+}

@@ -1,11 +1,19 @@
-"""Parameters and multiply-adds of a network, counted from its graph and its inferred shapes."""
+"""Parameters and multiply-adds of a network, counted from its graph and its inferred shapes.
 
+``python -m network.summary [NAME ...]`` prints a table in Markdown.
+"""
+
+import argparse
 import dataclasses
 import json
 import math
+import sys
 
-from glore_common import UsageError
+from glore_common import UsageError, run_main
 from mxnet_compat import mx
+
+from .specs import PUBLISHED_TOP1
+from .symbol_builder import get_spec, get_symbol, list_networks
 
 
 @dataclasses.dataclass(frozen=True)
@@ -156,3 +164,33 @@ def count(symbol, inputs):
             sources = [shape_of(source) for source, _, _ in node["inputs"][:2]]
             macs_of[node["name"]] = node_macs(node, sources, shape_of(index))
     return Count(params, stats, macs_of)
+
+
+def table(names):
+    """Return a Markdown table of networks at their default input, one row per name."""
+    rows = [
+        "| network | input | parameters, M | multiply-adds, G | published top-1, % |",
+        "|---|---|---:|---:|---:|",
+    ]
+    for name in names:
+        name = get_spec(name).name
+        symbol, input_conf = get_symbol(name)
+        counted = count(symbol, input_conf)
+        shape = " x ".join(map(str, input_conf.data_shape[1:]))
+        published = PUBLISHED_TOP1.get(name, "")
+        rows.append(
+            f"| `{name}` | {shape} | {counted.params / 1e6:.2f} | {counted.macs / 1e9:.2f} | "
+            f"{published} |"
+        )
+    return "\n".join(rows)
+
+
+def main(argv=None):
+    """Print the table of the networks named on the command line, or of all."""
+    parser = argparse.ArgumentParser(prog="python -m network.summary", description=table.__doc__)
+    parser.add_argument("networks", nargs="*", metavar="NAME", help="default: all")
+    print(table(parser.parse_args(argv).networks or list_networks()))
+
+
+if __name__ == "__main__":
+    sys.exit(run_main(main))

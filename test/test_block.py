@@ -15,9 +15,6 @@ from network.block import (
     NO_DECAY_BN_BIAS,
     build_block,
     by_rule,
-    only_trainable,
-    restore,
-    trainable,
 )
 from network.checkpoint import CheckpointError
 from network.initializer import identity_units, ones, xavier_uniform
@@ -293,52 +290,6 @@ def test_the_graph_is_rewritten_for_training_on_a_cpu_only():
 def test_no_gradients_without_training():
     block = build_block(net(), CONF, training=False)
     assert {p.grad_req for p in block.collect_params().values()} == {"null"}
-
-
-def test_trainable_freezes_by_name():
-    block = build_block(net(), CONF)
-    params = block.collect_params()
-    trainer = mx.gluon.Trainer(params, "sgd", {"learning_rate": 0.5})
-    label = mx.nd.array([0, 1])
-    step(block, clips(), label, trainer)
-    before = trainable(block, lambda name: name.endswith(("_gamma", "_beta")))
-    start = values_of(block)
-    step(block, clips(), label, trainer)
-    end = values_of(block)
-    moved = {name for name in start if not np.array_equal(start[name], end[name])}
-    stem = "conv2_B01_conv-m3_bn_"
-    assert moved == {stem + part for part in ("gamma", "beta", "moving_mean", "moving_var")}
-    restore(block, before)
-    assert {params[name].grad_req for name in block.arg_names} == {"write"}
-    assert {params[name].grad_req for name in block.aux_names} == {"null"}
-    step(block, clips(), label, trainer)
-    assert not np.array_equal(values_of(block)["classifier_weight"], end["classifier_weight"])
-
-
-def test_auxiliary_states_never_get_a_gradient():
-    block = build_block(net(), CONF)
-    params = block.collect_params()
-    trainable(block, lambda name: True, grad_req="add")
-    assert {params[name].grad_req for name in block.arg_names} == {"add"}
-    assert {params[name].grad_req for name in block.aux_names} == {"null"}
-
-
-def test_only_trainable_restores_after_an_error():
-    block = build_block(net(), CONF)
-    params = block.collect_params()
-    with pytest.raises(RuntimeError), only_trainable(block, lambda name: False):
-        assert {p.grad_req for p in params.values()} == {"null"}
-        raise RuntimeError
-    assert params["classifier_weight"].grad_req == "write"
-
-
-def test_running_statistics_of_plain_gluon_blocks_are_left_alone():
-    block = mx.gluon.nn.BatchNorm(in_channels=3)
-    block.initialize()
-    trainable(block, lambda name: True)
-    requests = {n.split("_", 1)[1]: p.grad_req for n, p in block.collect_params().items()}
-    assert requests["gamma"] == "write"
-    assert requests["running_mean"] == "null"
 
 
 def test_usage_errors():

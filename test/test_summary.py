@@ -5,7 +5,8 @@ from golden_weights import read_table
 
 from glore_common import UsageError
 from mxnet_compat import mx
-from network import get_symbol, list_networks
+from network import get_symbol, list_networks, summary
+from network.specs import PUBLISHED_TOP1
 from network.summary import count
 
 # name: parameters / M, parameters with statistics / M, multiply-adds / G at the default input.
@@ -136,3 +137,14 @@ def test_shapes_that_do_not_fit_are_named(shapes, message):
     symbol, _ = get_symbol("resnet18")
     with pytest.raises(UsageError, match=message):
         count(symbol, shapes)
+
+
+def test_table_has_counts_and_published_accuracy():
+    rows = summary.table(["resnet50_3d_gcn_x5", "resnet18"]).splitlines()
+    assert rows[2] == "| `RESNET50_GLORE` | 8 x 224 x 224 | 33.73 | 31.78 | 68.0 |"
+    assert rows[3].startswith("| `resnet18` | 224 x 224 | 11.6")
+    assert rows[3].endswith("|  |")
+
+
+def test_every_published_figure_belongs_to_a_row():
+    assert set(PUBLISHED_TOP1) <= set(list_networks())

@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from data.video_list import FrameCounts, ListError, read_mapping_table, read_video_list
+from data.video_list import FrameCounts, ListError, read_video_list
 
 
 def write(folder, text, name="list.txt", encoding="utf-8"):
@@ -61,19 +61,6 @@ def test_missing_empty_and_rootless_lists(tmp_path):
         read_video_list(write(tmp_path, "\n\n"), tmp_path)
     with pytest.raises(ListError, match=r"nowhere does not exist.*nowhere/a\.mp4"):
         read_video_list(write(tmp_path, "0 0 a.mp4\n"), tmp_path / "nowhere")
-
-
-def test_mapping_table(tmp_path):
-    path = write(tmp_path, "0\tmaking tea\n1\tdancing\n", "map.txt")
-    assert read_mapping_table(path) == ["making tea", "dancing"]
-    for text, says in (
-        ("0\ta\n2\tb\n", "class 1 is missing"),
-        ("0\ta\nb\n", ":2: expected"),
-        ("0\ta\n0\tb\n", ":2: class 0 is named twice"),
-        ("", "is empty"),
-    ):
-        with pytest.raises(ListError, match=says):
-            read_mapping_table(write(tmp_path, text, "map.txt"))
 
 
 def test_counts_are_remembered_for_the_same_list_root_and_file_size(tmp_path):
