@@ -119,6 +119,7 @@ def settle(args):
             ) from error
     # What was built by other overrides cannot take the weights of another network.
     args.overrides = {} if args.network else run.get("overrides", {})
+    args.curves = run.get("curves")
     for name in FROM_RUN:
         if getattr(args, name) is None:
             setattr(args, name, run.get(name, DEFAULTS.get(name)))
@@ -300,6 +301,9 @@ def main(argv=None):
         )
         if bad:
             LOGGER.warning("%d videos could not be read: %s_bad-videos.tsv", bad, prefix)
+        LOGGER.info("Checkpoint         %s", weights)
+        if args.curves:
+            LOGGER.info("Training curves    %s", args.curves)
         LOGGER.info("Predictions        %s.json", prefix)
         LOGGER.info("Confusion matrix   %s_confusion.png", prefix)
 

@@ -20,4 +20,11 @@ name="local-$(date +%Y%m%d-%H%M%S)"
 run_file="exps/runs/$name.json"
 defaults=(--network TINY_GLORE --dataset Demo --task-name "$name" --run-file "$run_file" --keep 2)
 "$PYTHON" train_kinetics.py "${defaults[@]}" "$@"
-exec "$PYTHON" test/test-single-clip.py --from-run "$run_file"
+"$PYTHON" test/test-single-clip.py --from-run "$run_file"
+cat <<EOF
+
+What to run next (. .venv/bin/activate):
+  ./run_local.sh --network RESNET50_GLORE                     the full network on these videos
+  python test/test-single-clip.py --from-run $run_file --num-clips 4 --num-crops 3
+  python train_kinetics.py --dataset Kinetics --dry-run       says how your own data should lie
+EOF

@@ -161,6 +161,9 @@ def settle(args, config):
     for name in OF_DATASET:
         if getattr(args, name) is None:
             setattr(args, name, getattr(config, name))
+    if args.max_val_batches is None:
+        # A trial of a few steps is not followed by a validation that takes far longer.
+        args.max_val_batches = args.max_steps or 0
     if not args.task_name:
         args.task_name = f"{config.name}_{get_spec(args.network).name}"
 
@@ -327,7 +330,7 @@ def dry_run(block, loader, optimizer, schedule, run, contexts):
     )
 
 
-def write_run_file(args, config, checkpoint):
+def write_run_file(args, config, checkpoint, curves):
     """Write what ``test/test-single-clip.py --from-run`` wants to know."""
     folder, stem = os.path.split(checkpoint)
     content = {
@@ -344,6 +347,7 @@ def write_run_file(args, config, checkpoint):
         "gpus": args.gpus,
         "model_root": folder,
         "model_subpath": f"{stem}.params",
+        "curves": curves,
     }
     write_text(args.run_file, json.dumps(content, indent=1) + "\n")
 
@@ -424,7 +428,7 @@ def main(argv=None):
             for loader in loaders:
                 loader.close()
         if args.run_file and summary.checkpoint:
-            write_run_file(args, config, summary.checkpoint)
+            write_run_file(args, config, summary.checkpoint, reporter.curves_path)
             LOGGER.info("Test it    python test/test-single-clip.py --from-run %s", args.run_file)
     return None
 

@@ -248,3 +248,4 @@ def test_upstreams_command_line_means_what_it_says():
     assert (args.train_frame_interval, args.val_frame_interval) == (4, 8)
     assert (args.batch_size, args.lr_base, args.warmup_steps) == (64, 0.05, 1500)
     assert args.task_name == "Kinetics_RESNET50_GLORE"
+    assert args.max_val_batches == 0

@@ -244,7 +244,9 @@ def add_run_arguments(parser, end_epoch, random_seed=1):
         "--max-steps", type=positive_int, help="stop after this many steps, resumed ones included"
     )
     group.add_argument(
-        "--max-val-batches", type=count, default=0, help="batches per validation; 0: no limit"
+        "--max-val-batches",
+        type=count,
+        help="batches per validation; 0: no limit (default: as many as --max-steps, if given)",
     )
     group.add_argument(
         "--random-seed", type=number(int, 0, 2**31 - 1), default=random_seed, help="seed"

@@ -49,7 +49,8 @@ def plot_history(rows, path, title=""):
     axes[1].set_ylim(0, 1.02)
     draw(axes[2], "lr", "learning rate", "-")
     axes[2].set_title("learning rate")
-    axes[2].set_yscale("log")
+    # A schedule may end at 0, which a logarithmic axis cannot show.
+    axes[2].set_yscale("log", nonpositive="mask")
     for axis in axes:
         axis.set_xlabel("logged epoch")
         axis.grid(alpha=0.3)
