@@ -237,7 +237,8 @@ class Session:
             position.step = step
             position.batch += chunk
             self.reporter.advance(chunk)
-            if position.batch % run.log_frequency < chunk or position.batch == size:
+            due = position.batch % run.log_frequency < chunk
+            if due or position.batch == size or self.enough():
                 self.check_finite()
                 totals, now = self.metrics.totals(), time.perf_counter()
                 speed = (totals["samples"] - printed["samples"]) / (now - printed_at)
