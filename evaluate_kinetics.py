@@ -278,7 +278,7 @@ def main(argv=None):
         try:
             scores = score_videos(block, loader, contexts, args.max_videos)
             seconds = time.perf_counter() - started
-            bad = write_bad_files([loader], f"{prefix}_bad-videos.tsv")
+            bad = write_bad_files([loader], f"{prefix}_bad-files.tsv")
         finally:
             loader.close()
         if not scores:
@@ -300,7 +300,7 @@ def main(argv=None):
             sum(clips for _, _, clips in scores.values()) / seconds,
         )
         if bad:
-            LOGGER.warning("%d videos could not be read: %s_bad-videos.tsv", bad, prefix)
+            LOGGER.warning("%d videos could not be read: %s_bad-files.tsv", bad, prefix)
         LOGGER.info("Checkpoint         %s", weights)
         if args.curves:
             LOGGER.info("Training curves    %s", args.curves)
