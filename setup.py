@@ -35,6 +35,7 @@ setup(
         "opencv-python-headless<4.12",
         "opencv-python<4.12",
         "decord==0.6.0",
+        "pillow>=9",
         "gluoncv==0.10.5.post0",
         "setuptools<81",
         "tqdm>=4.60",

@@ -1,41 +1,17 @@
-"""Samples of a video list, made in any process: nothing here needs MXNet.
-
-A sample is a pure function of (list, seed key, index): it carries no state from one to the next,
-so any number of workers gives the same batches.
-"""
+"""Samples of a video list, made in any process: nothing here needs MXNet."""
 
 import os
-from typing import NamedTuple
 
 import numpy as np
 
 from glore_common import UsageError
 
+from .samples import Dataset, Sample
 from .video_decoder import SMALLEST_DECODER_SIDE, read_frames
 from .video_transforms import Compose, RandomScale, resize_clip
 
-# Domains of the generators below: one number each, so that they never share a stream.
-ORDER, SAMPLE, REPLACEMENT = range(3)
 
-
-def generator(seed, domain, *position):
-    """Return the generator for one use at one position of a run.
-
-    ``position`` goes into the spawn key, not into the entropy: there, trailing zeros would make
-    (seed, 1) and (seed, 1, 0) the same.
-    """
-    return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(domain, *position)))
-
-
-class Sample(NamedTuple):
-    """One item of a dataset: array (views, …) float32, its label, and what to note about it."""
-
-    array: np.ndarray
-    label: int
-    facts: tuple
-
-
-class VideoDataset:
+class VideoDataset(Dataset):
     """Clips of the videos of a list.
 
     Item ``i`` is clip ``i % num_clips`` of video ``i // num_clips``.
@@ -62,6 +38,8 @@ class VideoDataset:
         draws. The frames then differ a little from those that OpenCV shrinks (another filter),
         and on small videos it is slower; see :meth:`load`.
     """
+
+    kind = "video"
 
     def __init__(
         self,
@@ -92,13 +70,28 @@ class VideoDataset:
     def __len__(self):
         return len(self.video_list.rows) * self.num_clips
 
-    def video_of(self, index):
+    @property
+    def origin(self):
+        """The list's path."""
+        return self.video_list.path
+
+    @property
+    def advice(self):
+        """How to find the bad videos."""
+        command = f"python -m data.verify {self.video_list.path} --root {self.video_list.root}"
+        return f"See what is wrong with: {command}"
+
+    def shape_of(self, index):
+        """Return (views, 3, T, h, w)."""
+        return (self.views, *self.clip_shape)
+
+    def row_of(self, index):
         """Return the row (0-based) of the video that item ``index`` belongs to."""
         return index // self.num_clips
 
     def name(self, index):
         """Return the path of the file that item ``index`` is read from."""
-        return self.video_list.full_path(self.video_of(index))
+        return self.video_list.full_path(self.row_of(index))
 
     def load(self, index, rng):
         """Decode and transform item ``index``.
@@ -123,7 +116,7 @@ class VideoDataset:
         VideoError
             The file cannot be read.
         """
-        row = self.video_of(index)
+        row = self.row_of(index)
         path = self.video_list.full_path(row)
         size = os.stat(path).st_size if os.path.exists(path) else 0
         counted = self.frame_counts.get(row, size) if self.frame_counts is not None else None
@@ -145,56 +138,19 @@ class VideoDataset:
             frames, total = read_frames(path, pick, resize, self.retries)
             array = Compose(self.transform.transforms[1:])(resize_clip(frames, *target), rng)
         array = array.reshape((-1, *array.shape[-4:]))
-        if array.shape != (self.views, *self.clip_shape) or array.dtype != np.float32:
+        if array.shape != self.shape_of(index) or array.dtype != np.float32:
             raise UsageError(
                 f"the transform gives {array.dtype} {array.shape}, expected float32 "
-                f"{(self.views, *self.clip_shape)} for {path}."
+                f"{self.shape_of(index)} for {path}."
             )
         return Sample(array, self.video_list.rows[row].label, (total, size))
 
     def note(self, index, facts):
         """Take up what loading item ``index`` found out (called in the loader's process)."""
         if self.frame_counts is not None:
-            self.frame_counts.note(self.video_of(index), *facts)
+            self.frame_counts.note(self.row_of(index), *facts)
 
     def finish(self):
         """Write what was noted (called at the end of a pass and when the loader closes)."""
         if self.frame_counts is not None:
             self.frame_counts.save()
-
-
-class LoadJob:
-    """What a worker does: load one item and put it at its place in the batch memory.
-
-    Parameters
-    ----------
-    dataset : VideoDataset
-    seed : int
-    shape : tuple of int
-        (slots, items, views, 3, T, h, w) of the batch memory, float32.
-    """
-
-    def __init__(self, dataset, seed, shape):
-        self.dataset = dataset
-        self.seed = seed
-        self.shape = shape
-        self._memory = None
-
-    def attach(self, memory):
-        """Use ``memory``, a writable buffer that holds an array of ``shape``."""
-        self._memory = np.frombuffer(memory, np.float32, int(np.prod(self.shape)))
-        self._memory = self._memory.reshape(self.shape)
-
-    def detach(self):
-        """Let go of the memory."""
-        self._memory = None
-
-    def view(self, slot):
-        """Return the memory of one batch: (items, views, 3, T, h, w)."""
-        return self._memory[slot]
-
-    def run(self, slot, place, index, key):
-        """Load item ``index`` into ``place`` of ``slot``; return (label, facts)."""
-        sample = self.dataset.load(index, generator(self.seed, SAMPLE, *key))
-        self._memory[slot, place] = sample.array
-        return int(sample.label), sample.facts

@@ -16,27 +16,16 @@ import numpy as np
 
 from glore_common import GloReError
 
+from .samples import UnreadableFile
+
 # decord's resizing fails or crashes on some very small widths ("size must exactly match").
 SMALLEST_DECODER_SIDE = 32
 
 
-class VideoError(GloReError):
-    """A video that cannot be read.
+class VideoError(UnreadableFile):
+    """A video that cannot be read."""
 
-    Parameters
-    ----------
-    path : str
-    reason : str
-        What is wrong with it, without the path.
-    """
-
-    def __init__(self, path, reason):
-        super().__init__(path, reason)
-        self.path = path
-        self.reason = reason
-
-    def __str__(self):
-        return f"cannot read the video {self.path}: {self.reason}"
+    kind = "video"
 
 
 def forbid_mxnet():

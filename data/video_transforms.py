@@ -1,5 +1,7 @@
 """What is done to the frames of a clip: scaling, cropping, colour, and the array for the network.
 
+An image is a clip of one frame: :mod:`data.image_transforms` adds what only images need.
+
 A clip is an array (T, H, W, 3), uint8, RGB. A transform is called as ``transform(clip, rng)`` and
 treats all frames alike; what is random comes from ``rng`` alone (a ``numpy.random.Generator`` or
 ``RandomState``; only ``uniform`` is used, which both have). Distributions and rounding are those
@@ -12,7 +14,7 @@ import numpy as np
 from glore_common import UsageError
 
 
-def _pair(size):
+def pair_of(size):
     """Return (height, width) of a size given as one number or as two."""
     height, width = (size, size) if np.ndim(size) == 0 else size
     if height < 1 or width < 1:
@@ -20,22 +22,22 @@ def _pair(size):
     return int(height), int(width)
 
 
-def resize_clip(clip, width, height):
-    """Return the clip with frames of ``width`` x ``height`` (bilinear, no smoothing)."""
+def resize_clip(clip, width, height, interpolation=cv2.INTER_LINEAR):
+    """Return the clip with frames of ``width`` x ``height`` (no smoothing)."""
     if clip.shape[1:3] == (height, width):
         return clip
     resized = np.empty((len(clip), height, width, 3), np.uint8)
     for source, target in zip(clip, resized):
         # Into a fresh array, as OpenCV's `dst` is silently ignored when it does not fit.
-        target[...] = cv2.resize(source, (width, height), interpolation=cv2.INTER_LINEAR)
+        target[...] = cv2.resize(source, (width, height), interpolation=interpolation)
     return resized
 
 
-def _crop(clip, top, left, height, width):
+def crop_at(clip, top, left, height, width):
     return clip[:, top : top + height, left : left + width]
 
 
-def _check_fits(clip, height, width):
+def check_fits(clip, height, width):
     if clip.shape[1] < height or clip.shape[2] < width:
         raise UsageError(
             f"a crop of {width} x {height} does not fit in frames of "
@@ -43,20 +45,24 @@ def _check_fits(clip, height, width):
         )
 
 
-def _centre(clip, height, width):
-    _check_fits(clip, height, width)
+def centre_of(clip, height, width, round_down=False):
+    """Return the middle ``height`` x ``width`` pixels (a view)."""
+    check_fits(clip, height, width)
+    spare_y, spare_x = clip.shape[1] - height, clip.shape[2] - width
     # round() takes halves to the even neighbour, as the golden figures need.
-    top, left = round((clip.shape[1] - height) / 2), round((clip.shape[2] - width) / 2)
-    return _crop(clip, top, left, height, width)
+    top, left = (
+        (spare_y // 2, spare_x // 2) if round_down else (round(spare_y / 2), round(spare_x / 2))
+    )
+    return crop_at(clip, top, left, height, width)
 
 
 def _random_place(clip, height, width, rng):
-    _check_fits(clip, height, width)
+    check_fits(clip, height, width)
     left = int(rng.uniform(0, clip.shape[2] - width + 1))
     top = int(rng.uniform(0, clip.shape[1] - height + 1))
     # uniform() may round up to its open end.
     left, top = min(left, clip.shape[2] - width), min(top, clip.shape[1] - height)
-    return _crop(clip, top, left, height, width)
+    return crop_at(clip, top, left, height, width)
 
 
 class Compose:
@@ -84,22 +90,27 @@ class Resize:
     ----------
     size : int or (int, int)
         The short side, or (height, width).
+    interpolation : int
+        One of OpenCV's.
     """
 
-    def __init__(self, size):
+    def __init__(self, size, interpolation=cv2.INTER_LINEAR):
+        self.interpolation = interpolation
         self.short_side = int(size) if np.ndim(size) == 0 else None
-        self.size = _pair(size)
+        self.size = pair_of(size)
+
+    def new_size(self, height, width):
+        """Return the (height, width) that frames of ``height`` x ``width`` get."""
+        if self.short_side is None:
+            return self.size
+        if width < height:
+            return self.short_side * height // width, self.short_side
+        return self.short_side, self.short_side * width // height
 
     def __call__(self, clip, rng=None):
         """Return the resized clip."""
-        height, width = clip.shape[1:3]
-        if self.short_side is None:
-            new_height, new_width = self.size
-        elif width < height:
-            new_height, new_width = self.short_side * height // width, self.short_side
-        else:
-            new_height, new_width = self.short_side, self.short_side * width // height
-        return resize_clip(clip, new_width, new_height)
+        height, width = self.new_size(*clip.shape[1:3])
+        return resize_clip(clip, width, height, self.interpolation)
 
 
 class RandomScale:
@@ -141,21 +152,31 @@ class RandomScale:
 
 
 class CenterCrop:
-    """Cut out the middle. ``size`` is a number or (height, width)."""
+    """Cut out the middle.
 
-    def __init__(self, size):
-        self.size = _pair(size)
+    Parameters
+    ----------
+    size : int or (int, int)
+        Side, or (height, width).
+    round_down : bool
+        Of an odd number of spare pixels, leave the smaller half before the crop, as MXNet's
+        iterator does; else halves go to the even neighbour.
+    """
+
+    def __init__(self, size, round_down=False):
+        self.size = pair_of(size)
+        self.round_down = round_down
 
     def __call__(self, clip, rng=None):
         """Return the crop (a view)."""
-        return _centre(clip, *self.size)
+        return centre_of(clip, *self.size, self.round_down)
 
 
 class RandomCrop:
     """Cut out a random place, the same in all frames. ``size`` as for :class:`CenterCrop`."""
 
     def __init__(self, size):
-        self.size = _pair(size)
+        self.size = pair_of(size)
 
     def __call__(self, clip, rng):
         """Return the crop (a view)."""
@@ -171,18 +192,18 @@ class ThreeCrop:
     num_views = 3
 
     def __init__(self, size):
-        self.size = _pair(size)
+        self.size = pair_of(size)
 
     def __call__(self, clip, rng=None):
         """Return the three crops."""
         height, width = self.size
-        _check_fits(clip, height, width)
+        check_fits(clip, height, width)
         spare_y, spare_x = clip.shape[1] - height, clip.shape[2] - width
         if spare_x >= spare_y:
             places = [(round(spare_y / 2), left) for left in (0, round(spare_x / 2), spare_x)]
         else:
             places = [(top, round(spare_x / 2)) for top in (0, round(spare_y / 2), spare_y)]
-        return np.stack([_crop(clip, top, left, height, width) for top, left in places])
+        return np.stack([crop_at(clip, top, left, height, width) for top, left in places])
 
 
 class MixedCrop:
@@ -199,12 +220,12 @@ class MixedCrop:
     def __init__(self, size, num_crops):
         if num_crops < 1:
             raise UsageError(f"at least one crop is needed, got {num_crops}.")
-        self.size = _pair(size)
+        self.size = pair_of(size)
         self.num_views = num_crops
 
     def __call__(self, clip, rng):
         """Return the crops."""
-        crops = [_centre(clip, *self.size)]
+        crops = [centre_of(clip, *self.size)]
         crops += [_random_place(clip, *self.size, rng) for _ in range(self.num_views - 1)]
         return np.stack(crops)
 

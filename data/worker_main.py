@@ -3,7 +3,7 @@
 It is a fresh interpreter, not a fork: the parent has MXNet's and OpenMP's threads, and a fork
 would copy their locks in whatever state they are. Nor does it go through ``multiprocessing``,
 whose spawn and forkserver import the parent's main script again, and MXNet with it (seconds).
-It loads NumPy, OpenCV and decord only and starts in about 0.4 s.
+It loads NumPy, OpenCV and, for videos, decord and starts in about 0.4 s.
 
 Whatever happens to the parent, the worker ends: a thread reads the pipe from the parent, sees its
 end, and leaves the process even while the main thread hangs in a decoder.
@@ -32,11 +32,11 @@ def run_job(job, arguments):
     """
     from glore_common import GloReError
 
-    from .video_decoder import VideoError
+    from .samples import UnreadableFile
 
     try:
         return DONE, job.run(*arguments)
-    except VideoError as error:
+    except UnreadableFile as error:
         return BAD, error.reason
     except GloReError as error:
         return REFUSED, error

@@ -302,7 +302,7 @@ class WorkerPool:
                 hint = ""
                 if b"__main__" in self._pickled:
                     hint = "Classes and functions for workers must live in a module of their own."
-                raise WorkerError(f"video worker {worker.number} could not start:\n{value}{hint}")
+                raise WorkerError(f"data worker {worker.number} could not start:\n{value}{hint}")
             worker.ready = True
             self._failed_starts = 0
             return
@@ -312,14 +312,14 @@ class WorkerPool:
     def _check_clock(self, worker, now):
         if not worker.ready and now - worker.since > START_TIMEOUT:
             raise WorkerError(
-                f"video worker {worker.number} (pid {worker.process.pid}) did not start within "
+                f"data worker {worker.number} (pid {worker.process.pid}) did not start within "
                 f"{START_TIMEOUT:.0f} s."
             )
         if worker.task is None or now - worker.since <= self._timeout:
             return
         task, worker.task = worker.task, None
         LOGGER.warning(
-            "video worker %d (pid %d) gave no answer for %.0f s while decoding %s; it is ended "
+            "data worker %d (pid %d) gave no answer for %.0f s while decoding %s; it is ended "
             "and replaced",
             worker.number,
             worker.process.pid,
@@ -336,7 +336,7 @@ class WorkerPool:
         hopeless = self._failed_starts >= FAILED_STARTS
         # Its end of the pipe is closed a moment before the process is over.
         returncode = self._replace(worker, patience=1.0, restart=not hopeless)
-        story = f"video worker {worker.number} (pid {worker.process.pid}) {_died(returncode)}"
+        story = f"data worker {worker.number} (pid {worker.process.pid}) {_died(returncode)}"
         if hopeless:
             raise WorkerError(
                 f"{story} before it was ready, the last of {FAILED_STARTS} in a row; see the "

@@ -1,12 +1,19 @@
 """Where the data lie: configurations, the demo data's generator, the preparation script.
 
 ``get_config(name, data_root=None)`` and ``list_datasets()`` are light (standard library only).
-``prepare_demo`` is loaded when first asked for: it needs OpenCV.
+``prepare_demo`` and ``prepare_demo_images`` are loaded when first asked for: they need OpenCV.
 """
 
 from .config import DatasetConfig, get_config, list_datasets, read_mapping_table
 
-__all__ = ["DatasetConfig", "get_config", "list_datasets", "prepare_demo", "read_mapping_table"]
+__all__ = [
+    "DatasetConfig",
+    "get_config",
+    "list_datasets",
+    "prepare_demo",
+    "prepare_demo_images",
+    "read_mapping_table",
+]
 
 
 def __getattr__(name):
@@ -14,4 +21,8 @@ def __getattr__(name):
         from .demo import prepare_demo
 
         return prepare_demo
+    if name == "prepare_demo_images":
+        from .demo_images import prepare_demo_images
+
+        return prepare_demo_images
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -13,31 +13,21 @@ The videos are real encoded files (MPEG-4 in AVI) in the layout of Kinetics.
 """
 
 import argparse
-import concurrent.futures
-import contextlib
-import json
 import logging
 import math
-import multiprocessing
 import os
-import shutil
-import signal
 import sys
-import tempfile
-import threading
-from concurrent.futures.process import BrokenProcessPool
-from multiprocessing.connection import wait as wait_for
 
 import cv2
 import numpy as np
 
-from glore_common import LOGGER, GloReError, UsageError, progress, run_main
+from glore_common import GloReError, run_main
 
 from .config import get_config
-from .folder_lock import folder_lock
+from .generated import Recipe, add_arguments, prepare_generated
 
 # Raise it with every change of what is generated: data of another version are made anew.
-GENERATOR_VERSION = 1
+GENERATOR_VERSION = 2
 SEED = 1
 
 CLASSES = (
@@ -62,28 +52,28 @@ TURN_DEGREES = (1.5, 3.0)
 TILE_SIZE = 128  # side of a tile of noise; it repeats without a seam
 TILE_WAVELENGTH = 5.0  # typical wavelength in a tile, in its own pixels
 OCTAVES = 8  # wavelengths 1, 2, … 128 pixels at scale 1
-SCREEN_WAVELENGTH = 20.0  # the strongest wavelength on the screen, in pixels
+SCREEN_WAVELENGTH = 12.0  # the strongest wavelength on the screen, in pixels
 ENVELOPE_OCTAVES = 0.75  # standard deviation of the weights around it
 WEIGHTLESS = 0.03  # octaves below this weight are not drawn
 
-MANIFEST = "manifest.json"
+# All scenes have one look. Random colours, brightness and contrast say nothing of the motion, and a
+# network of this size spends most of a short training on becoming blind to them.
+COLOUR = (0.9, 1.0, 1.1)  # of light and dark, BGR
+BRIGHTNESS = 125.0
+CONTRAST = 45.0
+
 _SPLITS = ("train", "val")
-_WORK_PREFIX = ".making-"
 
 
-def _noise_tile(rng, mixing):
-    """Return one periodic tile of coloured noise, float32 (TILE_SIZE, TILE_SIZE, 3), deviation 1.
-
-    ``mixing`` (3, 3) gives the colour directions of the clip.
-    """
-    noise = rng.standard_normal((TILE_SIZE, TILE_SIZE, 3), dtype=np.float32)
+def _noise_tile(rng):
+    """Return one periodic tile of noise, float32 (TILE_SIZE, TILE_SIZE), standard deviation 1."""
+    noise = rng.standard_normal((TILE_SIZE, TILE_SIZE), dtype=np.float32)
     margin = 8
     padded = cv2.copyMakeBorder(noise, *(margin,) * 4, cv2.BORDER_WRAP)
     smooth = cv2.GaussianBlur(padded, (0, 0), 1.3)[margin:-margin, margin:-margin]
     # tanh turns soft clouds into blobs with edges; how much differs from octave to octave.
     shaped = np.tanh(smooth / smooth.std() * rng.uniform(0.3, 2.0))
-    coloured = shaped @ mixing
-    return (coloured / coloured.std()).astype(np.float32)
+    return (shaped / shaped.std()).astype(np.float32)
 
 
 def _screen_to_scene(motion, amount, rng):
@@ -150,20 +140,17 @@ def render_clip(motion, seed):
         uint8 (NUM_FRAMES, HEIGHT, WIDTH, 3), in OpenCV's channel order BGR.
     """
     rng = np.random.Generator(np.random.PCG64(np.random.SeedSequence(seed)))
-    mixing = 0.6 * np.ones((3, 1)) @ rng.standard_normal((1, 3)) + rng.standard_normal((3, 3))
-    tiles = [_noise_tile(rng, mixing.astype(np.float32)) for _ in range(OCTAVES)]
+    tiles = [_noise_tile(rng) for _ in range(OCTAVES)]
     origins = rng.uniform(0, TILE_SIZE, (OCTAVES, 2))
-    brightness = rng.uniform(90, 160, 3)
-    contrast = rng.uniform(34, 50)
     at = _screen_to_scene(motion, rng.uniform(), rng)
 
     frames = np.empty((NUM_FRAMES, HEIGHT, WIDTH, 3), np.uint8)
     for number in range(NUM_FRAMES):
         to_scene, scale = at(number)
-        picture = np.zeros((HEIGHT, WIDTH, 3), np.float32)
+        picture = np.zeros((HEIGHT, WIDTH), np.float32)
         power = 0.0
         # The scale lies between 0.4 and 4.9 (a start of 1 to 2, times 23 steps of zoom): octaves
-        # from 1 to 128 pixels are then all that the envelope lets through, 5 to 80 on the screen.
+        # from 1 to 128 pixels are then all that the envelope lets through, 3 to 48 on the screen.
         for octave in range(OCTAVES):
             wavelength = 2.0**octave
             distance = math.log2(wavelength * scale / SCREEN_WAVELENGTH) / ENVELOPE_OCTAVES
@@ -181,9 +168,9 @@ def render_clip(motion, seed):
             )
             picture += weight * layer
             power += weight**2
-        picture *= contrast / math.sqrt(power)
-        picture += brightness.astype(np.float32)
-        frames[number] = np.clip(picture, 0, 255).astype(np.uint8)
+        picture *= CONTRAST / math.sqrt(power)
+        coloured = BRIGHTNESS + picture[..., None] * np.array(COLOUR, np.float32)
+        frames[number] = np.clip(coloured, 0, 255).astype(np.uint8)
     return frames
 
 
@@ -217,97 +204,36 @@ def _make_clips(folder, clips):
     return sizes
 
 
-def _start_worker():
-    # Ctrl-C reaches the parent, which stops handing out work; a parent that is gone ends us.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    cv2.setNumThreads(1)
-    parent = multiprocessing.parent_process()
-
-    def end_with_parent():
-        wait_for([parent.sentinel])
-        os._exit(1)
-
-    threading.Thread(target=end_with_parent, daemon=True).start()
-
-
-def _made(folder, clips, jobs):
-    """Make all clips in ``jobs`` processes; yield ``(sub/path, size)`` as they are done."""
-    batch = 20
-    batches = [clips[start : start + batch] for start in range(0, len(clips), batch)]
-    if jobs == 1:
-        for part in batches:
-            yield from _make_clips(folder, part)
-        return
-    # Spawned, not forked: MXNet and its threads may be loaded here, which a fork would break.
-    pool = concurrent.futures.ProcessPoolExecutor(
-        jobs, mp_context=multiprocessing.get_context("spawn"), initializer=_start_worker
-    )
-    try:
-        futures = [pool.submit(_make_clips, folder, part) for part in batches]
-        for future in concurrent.futures.as_completed(futures):
-            yield from future.result()
-    except BrokenProcessPool as error:
-        raise GloReError(
-            "a process that makes the demo videos ended unexpectedly (killed, or out of memory); "
-            "run it again, with one process if it persists: "
-            f"python -m {__package__}.demo --jobs 1"
-        ) from error
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
-
-
-def _available_cpus():
-    try:
-        return len(os.sched_getaffinity(0))
-    except AttributeError:
-        return os.cpu_count() or 1
-
-
-def _parameters(clips_per_class, val_clips_per_class):
+def _parameters(counts):
     return {
         "generator": GENERATOR_VERSION,
         "seed": SEED,
         "classes": list(CLASSES),
         "size": [WIDTH, HEIGHT],
         "frames": NUM_FRAMES,
-        "clips_per_class": {"train": clips_per_class, "val": val_clips_per_class},
+        "clips_per_class": counts,
     }
 
 
-def _what_is_wrong(config, clips_per_class, val_clips_per_class):
-    """Return why the data must be made (anew), or None when they are complete."""
-    raw = os.path.join(config.root, "raw")
-    if not os.path.lexists(raw):
-        return "they do not exist yet"
-    try:
-        with open(os.path.join(raw, MANIFEST), encoding="utf-8") as stream:
-            manifest = json.load(stream)
-        there = manifest["clips_per_class"]
-        # A number that is not asked for stays what it was.
-        wanted = _parameters(
-            there["train"] if clips_per_class is None else clips_per_class,
-            there["val"] if val_clips_per_class is None else val_clips_per_class,
-        )
-        files = manifest.pop("files")
-    except FileNotFoundError:
-        return "they have no manifest"
-    except (ValueError, KeyError, TypeError, AttributeError):
-        return "their manifest is damaged"
-    if manifest != wanted:
-        return "they were made by another version or with other parameters"
-    for path, size in files.items():
-        try:
-            found = os.path.getsize(os.path.join(raw, path))
-        except OSError:
-            return f"{path} is missing"
-        if found != size:
-            return f"{path} has changed"
-    return None
+def _recipe(config=None):
+    """Return how the data are made; ``config`` is needed for writing only."""
+
+    def write(raw, counts, make):
+        return _generate(config, raw, counts, make)
+
+    return Recipe(
+        what="demo data",
+        command=f"python -m {__package__}.demo",
+        unit="clip",
+        parameters=_parameters,
+        count_key="clips_per_class",
+        default_counts={"train": TRAIN_CLIPS_PER_CLASS, "val": VAL_CLIPS_PER_CLASS},
+        write=write,
+    )
 
 
-def _generate(config, raw, clips_per_class, val_clips_per_class, jobs):
-    """Write the whole data set below ``raw``, an empty folder."""
-    parameters = _parameters(clips_per_class, val_clips_per_class)
+def _generate(config, raw, counts, make):
+    """Write clips, lists and mapping table below ``raw``; return the files' sizes by path."""
     clips = []
     lists = {}
     final_raw = os.path.join(config.root, "raw")
@@ -316,7 +242,7 @@ def _generate(config, raw, clips_per_class, val_clips_per_class, jobs):
         rows = []
         for class_number, motion in enumerate(CLASSES):
             os.makedirs(os.path.join(raw, video_root, motion))
-            for index in range(parameters["clips_per_class"][split]):
+            for index in range(counts[split]):
                 sub_path = f"{motion}/{motion}_{index:04d}.avi"
                 seed = (SEED, split_number, class_number, index)
                 clips.append((os.path.join(video_root, sub_path), class_number, seed))
@@ -329,16 +255,14 @@ def _generate(config, raw, clips_per_class, val_clips_per_class, jobs):
     lists[os.path.relpath(config.mapping_table, final_raw)] = "".join(
         f"{label}\t{motion}\n" for label, motion in enumerate(CLASSES)
     )
-    made = _made(raw, clips, jobs)
-    files = dict(progress(made, "Making the demo videos", len(clips), every=5.0, unit="clip"))
+    files = make(_make_clips, clips)
     for path, text in lists.items():
         full = os.path.join(raw, path)
         os.makedirs(os.path.dirname(full), exist_ok=True)
         with open(full, "w", encoding="utf-8") as stream:
             stream.write(text)
         files[path] = os.path.getsize(full)
-    with open(os.path.join(raw, MANIFEST), "w", encoding="utf-8") as stream:
-        json.dump({**parameters, "files": dict(sorted(files.items()))}, stream, indent=1)
+    return files
 
 
 def prepare_demo(
@@ -346,9 +270,7 @@ def prepare_demo(
 ):
     """Make the demo data unless they are there, complete and of this version.
 
-    The data appear under their final name when all of them are written: an interrupted run leaves
-    nothing that looks finished, and of several processes at once one makes the data while the
-    others wait.
+    See :mod:`dataset.generated` for how they appear.
 
     Parameters
     ----------
@@ -373,54 +295,9 @@ def prepare_demo(
     GloReError
         The place is taken by files of someone else, or cannot be written.
     """
-    for name, number in (
-        ("clips per class", clips_per_class),
-        ("validation clips per class", val_clips_per_class),
-        ("jobs", jobs),
-    ):
-        if number is not None and number < 1:
-            raise UsageError(f"the number of {name} must be 1 or more, not {number}")
     config = get_config("Demo", data_root)
-    counts = (clips_per_class, val_clips_per_class)
-    if not force and _what_is_wrong(config, *counts) is None:
-        return config
-
-    raw = os.path.join(config.root, "raw")
-    with folder_lock(config.root) as alone:
-        reason = "asked to" if force else _what_is_wrong(config, *counts)
-        if reason is None:
-            return config
-        # The folder only ever appears with its manifest, so one without is not of our making.
-        if os.path.lexists(raw) and not os.path.exists(os.path.join(raw, MANIFEST)) and not force:
-            raise GloReError(
-                f"{raw} exists and was not made by this generator (it has no {MANIFEST}). Move it "
-                f"away, or replace it: python -m {__package__}.demo --force"
-            )
-        if alone:
-            for name in os.listdir(config.root):
-                if name.startswith(_WORK_PREFIX):
-                    shutil.rmtree(os.path.join(config.root, name))
-        LOGGER.info("Making the demo data in %s (%s)", raw, reason)
-        work = tempfile.mkdtemp(prefix=_WORK_PREFIX, dir=config.root)
-        try:
-            # A folder within, as mkdtemp's own is closed to other users.
-            new = os.path.join(work, "raw")
-            os.mkdir(new)
-            _generate(
-                config,
-                new,
-                clips_per_class or TRAIN_CLIPS_PER_CLASS,
-                val_clips_per_class or VAL_CLIPS_PER_CLASS,
-                jobs or min(8, _available_cpus()),
-            )
-            if os.path.lexists(raw):
-                os.rename(raw, os.path.join(work, "old"))
-            os.rename(new, raw)
-        except OSError as error:
-            raise GloReError(f"cannot write the demo data to {raw}: {error}") from error
-        finally:
-            with contextlib.suppress(FileNotFoundError):
-                shutil.rmtree(work)
+    counts = {"train": clips_per_class, "val": val_clips_per_class}
+    prepare_generated(config.root, _recipe(config), counts, jobs, force)
     return config
 
 
@@ -429,37 +306,8 @@ def main(argv=None):
     parser = argparse.ArgumentParser(
         prog=f"python -m {__package__}.demo",
         description="Make the demo data: short videos of eight kinds of motion.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    parser.add_argument(
-        "--root",
-        "--data-root",
-        metavar="DIR",
-        help="folder that will hold Demo/raw (default: the folder dataset)",
-        default=argparse.SUPPRESS,
-    )
-    parser.add_argument(
-        "--clips-per-class",
-        type=int,
-        metavar="N",
-        default=argparse.SUPPRESS,
-        help=f"training clips of each class (default: what is there, else {TRAIN_CLIPS_PER_CLASS})",
-    )
-    parser.add_argument(
-        "--val-clips-per-class",
-        type=int,
-        metavar="N",
-        default=argparse.SUPPRESS,
-        help=f"validation clips of each class (default: what is there, else {VAL_CLIPS_PER_CLASS})",
-    )
-    parser.add_argument(
-        "--jobs",
-        type=int,
-        metavar="N",
-        default=argparse.SUPPRESS,
-        help="processes (default: the number of processors, at most 8)",
-    )
-    parser.add_argument("--force", action="store_true", help="make the data anew in any case")
+    add_arguments(parser, _recipe(), "Demo/raw")
     options = vars(parser.parse_args(argv))
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     config = prepare_demo(data_root=options.pop("root", None), **options)

@@ -1,0 +1,199 @@
+"""CUB-200-2011 in its own layout: 11,788 photographs of 200 kinds of birds (Wah et al., 2011).
+
+What the archive CUB_200_2011.tgz holds is read as it is::
+
+    CUB_200_2011/images/<class>/<photo>.jpg
+    CUB_200_2011/images.txt               image_id  path below images/
+    CUB_200_2011/image_class_labels.txt   image_id  class_id, from 1
+    CUB_200_2011/train_test_split.txt     image_id  1 for training, 0 for testing
+    CUB_200_2011/classes.txt              class_id  name (may be missing)
+"""
+
+import dataclasses
+import os
+
+import numpy as np
+
+from glore_common import GloReError, UsageError
+
+WHERE = "https://www.vision.caltech.edu/datasets/cub_200_2011/"
+FOLDER = "CUB_200_2011"
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageSplits:
+    """Images of a data set in three parts, each a tuple of (path below ``root``, label from 0).
+
+    Attributes
+    ----------
+    root : str
+    class_names : tuple of str
+    train, val, test : tuple of (str, int)
+        ``val`` is held out of the official training part.
+    """
+
+    root: str
+    class_names: tuple
+    train: tuple
+    val: tuple
+    test: tuple
+
+
+def _read_table(path, meaning, number=False):
+    """Return {id: (text or whole number, line number)} of a file with rows ``id value``."""
+    try:
+        with open(path, encoding="utf-8-sig") as stream:
+            lines = stream.read().split("\n")
+    except FileNotFoundError:
+        raise GloReError(
+            f"{path} is missing. Expected is the layout of CUB_200_2011.tgz ({WHERE}), unpacked, "
+            "with images/, images.txt, image_class_labels.txt and train_test_split.txt."
+        ) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise GloReError(f"cannot read {path}: {error}") from error
+    table = {}
+    for line_number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        place = f"{path}:{line_number}"
+        columns = line.strip().split(None, 1)
+        if len(columns) != 2 or not columns[0].isdigit():
+            raise GloReError(f"{place}: expected '{meaning}', found {line.strip()!r}")
+        key, value = int(columns[0]), columns[1]
+        if number:
+            try:
+                value = int(value)
+            except ValueError:
+                raise GloReError(
+                    f"{place}: expected '{meaning}' with whole numbers, found {line.strip()!r}"
+                ) from None
+        if key in table:
+            raise GloReError(f"{place}: {key} is there twice, first in line {table[key][1]}")
+        table[key] = value, line_number
+    if not table:
+        raise GloReError(f"{path} is empty: expected rows '{meaning}'")
+    return table
+
+
+def _check_same_ids(paths_file, paths, other_file, other):
+    for first_file, first, second_file, second in (
+        (paths_file, paths, other_file, other),
+        (other_file, other, paths_file, paths),
+    ):
+        missing = [key for key in first if key not in second]
+        if missing:
+            raise GloReError(
+                f"{second_file} has no row for image {missing[0]} of "
+                f"{first_file}:{first[missing[0]][1]} ({len(missing)} such images); the files "
+                f"belong to different data sets, or were cut off: unpack {FOLDER}.tgz again."
+            )
+
+
+def hold_out(rows, fraction, seed):
+    """Split rows into a training and a held-out part, class by class.
+
+    Parameters
+    ----------
+    rows : sequence of (path, label)
+    fraction : float
+        Part of each class that is held out, 0 <= fraction < 1, rounded; a class with two images
+        or more keeps one at least on each side, unless ``fraction`` is 0.
+    seed : int
+        The split is a function of it and of the rows.
+
+    Returns
+    -------
+    train, held_out : tuple of (path, label)
+        In the order of ``rows``.
+    """
+    if not 0 <= fraction < 1:
+        raise UsageError(f"the held-out fraction must be in 0 .. 1 (not 1), got {fraction}.")
+    by_class = {}
+    for number, (_, label) in enumerate(rows):
+        by_class.setdefault(label, []).append(number)
+    chosen = set()
+    for label, numbers in sorted(by_class.items()):
+        count = round(fraction * len(numbers))
+        if fraction > 0 and len(numbers) > 1:
+            count = min(max(count, 1), len(numbers) - 1)
+        rng = np.random.default_rng([seed, label])
+        chosen.update(rng.permutation(numbers)[:count].tolist())
+    train = tuple(row for number, row in enumerate(rows) if number not in chosen)
+    return train, tuple(rows[number] for number in sorted(chosen))
+
+
+def read_cub200(folder, val_fraction=0.1, seed=0, num_classes=200):
+    """Read CUB-200-2011.
+
+    Parameters
+    ----------
+    folder : str
+        ``CUB_200_2011``, or the folder that holds it.
+    val_fraction : float
+        Part of the official training images, of each class, that is held out; see
+        :func:`hold_out`.
+    seed : int
+        For the held-out part.
+    num_classes : int
+        Class ids run from 1 to it.
+
+    Returns
+    -------
+    ImageSplits
+        ``root`` is the folder ``images``.
+
+    Raises
+    ------
+    GloReError
+        A file is missing or malformed (with file and line), an image is not in all of them, a
+        class id is out of range, or a part is empty.
+    """
+    folder = os.path.abspath(folder)
+    inner = os.path.join(folder, FOLDER)
+    folder = inner if os.path.isdir(inner) else folder
+    root = os.path.join(folder, "images")
+    files = {
+        name: os.path.join(folder, f"{name}.txt")
+        for name in ("images", "image_class_labels", "train_test_split", "classes")
+    }
+    paths = _read_table(files["images"], "image_id path")
+    labels = _read_table(files["image_class_labels"], "image_id class_id", number=True)
+    split = _read_table(files["train_test_split"], "image_id is_training", number=True)
+    for name, table in (("image_class_labels", labels), ("train_test_split", split)):
+        _check_same_ids(files["images"], paths, files[name], table)
+    if not os.path.isdir(root):
+        raise GloReError(f"{root} is missing: the photographs of {files['images']} lie there.")
+    parts = {0: [], 1: []}
+    for key, (path, _) in paths.items():
+        class_id, line = labels[key]
+        if not 1 <= class_id <= num_classes:
+            raise GloReError(
+                f"{files['image_class_labels']}:{line}: class {class_id} is out of range (1 to "
+                f"{num_classes})"
+            )
+        part, line = split[key]
+        if part not in parts:
+            raise GloReError(
+                f"{files['train_test_split']}:{line}: expected 1 (training) or 0 (testing), found "
+                f"{part}"
+            )
+        parts[part].append((path, class_id - 1))
+    for part, name in ((1, "training"), (0, "test")):
+        if not parts[part]:
+            raise GloReError(f"{files['train_test_split']} names no {name} images")
+    train, val = hold_out(parts[1], val_fraction, seed)
+    return ImageSplits(
+        root, _class_names(files["classes"], num_classes), train, val, tuple(parts[0])
+    )
+
+
+def _class_names(path, num_classes):
+    """Return the names of all classes; without the file, numbers."""
+    if not os.path.exists(path):
+        return tuple(f"class {number}" for number in range(1, num_classes + 1))
+    table = _read_table(path, "class_id name")
+    missing = [number for number in range(1, num_classes + 1) if number not in table]
+    if missing or len(table) != num_classes:
+        what = f"no class {missing[0]}" if missing else f"{len(table)} classes"
+        raise GloReError(f"{path} has {what}; expected are the classes 1 to {num_classes}")
+    return tuple(table[number][0] for number in range(1, num_classes + 1))
