@@ -20,6 +20,7 @@ from mxnet_compat import mx
 
 from .cpu_graph import for_cpu_training
 from .initializer import DEFAULT_RULES, initial_params
+from .memory import MemoryGuard, check_memory
 from .params import CheckpointError, check, numpy_of, param_shapes
 
 # Weight decay spares what PyTorch names ``.bias``: biases, and BatchNorm's beta but not its gamma.
@@ -81,6 +82,19 @@ class SymbolNet(mx.gluon.SymbolBlock):
         self.arg_names = tuple(n for n in graph.list_arguments() if n != "data")
         self.aux_names = tuple(graph.list_auxiliary_states())
         self.contexts = tuple(contexts)
+        self._guard = MemoryGuard(graph)
+
+    def forward(self, x, *args):
+        """Compute the output; for each new shape, check first that Non-local blocks fit.
+
+        Raises
+        ------
+        MemoryProblem
+            If they do not.
+        """
+        if isinstance(x, mx.nd.NDArray):
+            self._guard(x)
+        return super().forward(x, *args)
 
     def arg_aux_params(self):
         """Return copies of the parameters on the CPU.
@@ -191,11 +205,15 @@ def build_block(
     ------
     CheckpointError
         If ``params`` do not fit.
+    MemoryProblem
+        If Non-local blocks do not fit into memory even for one sample (:mod:`network.memory`);
+        batches are checked when they come.
     UsageError
         If the network does not take ``data_shape``, or has no such output.
     """
     contexts = _contexts(ctx)
     plain = output_of(symbol, output)
+    check_memory(plain, input_conf, training=training, ctx=contexts[0])
     inputs = {"data": (1, *input_conf.data_shape)}
     args, auxs = param_shapes(plain, inputs)
     if params is None:

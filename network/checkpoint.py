@@ -24,7 +24,9 @@ import numpy as np
 from glore_common import UsageError, atomic_path, run_main, write_text
 from mxnet_compat import mx
 
+from .gluoncv_names import from_gluoncv
 from .initializer import (
+    CONTEXTS,
     DEFAULT_RULES,
     UNITS,
     inflate_2d,
@@ -48,6 +50,7 @@ __all__ = [
     "CheckpointError",
     "check",
     "epochs",
+    "find",
     "from_torch",
     "load",
     "load_pretrained",
@@ -294,8 +297,23 @@ def read_symbol(path):
         raise CheckpointError(f"{path} is not understood by MXNet: {reason}") from error
 
 
-def _find(prefix, epoch):
-    """Return (prefix, path of the parameters) of a prefix with its epoch, or of a path."""
+def find(prefix, epoch):
+    """Return (prefix, path of the parameters) of a prefix with its epoch, or of a path.
+
+    Parameters
+    ----------
+    prefix : str
+        Path without ``-symbol.json``, or path of a ``.params`` file.
+    epoch : int, optional
+        The newest by default.
+
+    Raises
+    ------
+    CheckpointError
+        If a prefix has no checkpoint.
+    UsageError
+        If an epoch is given for a file.
+    """
     prefix = os.fspath(prefix)
     if prefix.endswith(".params"):
         if epoch is not None:
@@ -332,7 +350,7 @@ def load(prefix, epoch=None):
     CheckpointError
         If a file is missing or damaged, or the parameters' names are not those of the graph.
     """
-    prefix, path = _find(prefix, epoch)
+    prefix, path = find(prefix, epoch)
     symbol = read_symbol(f"{prefix}-symbol.json")
     arg_params, aux_params = _split(read_params(path), path, symbol)
     check(symbol, arg_params, aux_params, None, where=path)
@@ -408,7 +426,8 @@ def read_source(source, symbol, epoch=None):
     Parameters
     ----------
     source : str
-        An MXNet prefix or ``.params`` file, or a PyTorch file.
+        An MXNet prefix or ``.params`` file (gluoncv's ResNets too, see
+        :mod:`network.gluoncv_names`), or a PyTorch file.
     symbol : mx.sym.Symbol
         Tells arguments from auxiliary states where the file does not.
     epoch : int, optional
@@ -422,7 +441,7 @@ def read_source(source, symbol, epoch=None):
         The file that was read.
     """
     source = os.fspath(source)
-    path = source if os.path.isfile(source) else _find(source, epoch)[1]
+    path = source if os.path.isfile(source) else find(source, epoch)[1]
     try:
         with open(path, "rb") as stream:
             start = stream.read(len(STREAM_START))
@@ -430,7 +449,7 @@ def read_source(source, symbol, epoch=None):
         raise CheckpointError(f"{path} cannot be read: {error.strerror or error}") from error
     if start.startswith(ZIP_START) or start == STREAM_START:
         return (*_split(_our_names(read_torch_file(path), symbol), path, symbol), path)
-    return (*_split(read_params(path), path, symbol), path)
+    return (*_split(from_gluoncv(read_params(path)), path, symbol), path)
 
 
 def load_pretrained(
@@ -483,7 +502,7 @@ def load_pretrained(
             {**arg_params, **aux_params},
             symbol,
             input_shapes,
-            allow_missing=(*allow_missing, UNITS),
+            allow_missing=(*allow_missing, UNITS, CONTEXTS),
             allow_extra=allow_extra,
             classifier=classifier,
             seed=seed,

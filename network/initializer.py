@@ -3,8 +3,11 @@
 The rules are those of the Kinetics networks of GloRe (Chen et al., CVPR 2019; project
 facebookresearch/GloRe): Xavier uniform weights (Glorot and Bengio, AISTATS 2010), zero biases,
 BatchNorm gamma 1 and, in the BatchNorm that ends a unit, gamma 0, so that a unit starts as the
-identity. Inflation follows I3D (Carreira and Zisserman, CVPR 2017): a 2D kernel repeated along
-time and divided by its length gives on a still clip what the 2D kernel gives on the frame.
+identity. Context blocks start as in GCNet (Cao et al., 2019; project xvjiarui/GCNet): the last
+layer at 0, attention masks with He's normal weights (ICCV 2015), Non-local embeddings with a
+standard deviation of 0.01. Inflation follows I3D (Carreira and Zisserman, CVPR 2017): a 2D kernel
+repeated along time and divided by its length gives on a still clip what the 2D kernel gives on the
+frame.
 
 A rule is a pair (regular expression, function); the first one found in a parameter's name makes
 its value as ``function(shape, generator)``.
@@ -56,8 +59,22 @@ def xavier_uniform(shape, generator, gain=1.0):
     return (value * np.float32(2 * bound) - np.float32(bound)).astype("float32")
 
 
+def he_normal(shape, generator):
+    """Return a normal weight (outputs, inputs, *kernel) of variance 2 / fan in."""
+    deviation = np.sqrt(2.0 / np.prod(shape[1:]))
+    return (generator.standard_normal(shape) * deviation).astype("float32")
+
+
+def small_normal(shape, generator):
+    """Return a normal weight of standard deviation 0.01."""
+    return (generator.standard_normal(shape) * 0.01).astype("float32")
+
+
 DEFAULT_RULES = (
     (r"(^|_)blocker_bn_gamma$", zeros),
+    (r"_((add|mul)(-2)?|out)_conv_weight$", zeros),
+    (r"_mask_conv_weight$", he_normal),
+    (r"_(theta|phi|g)_conv_weight$", small_normal),
     (r"gamma$", ones),
     (r"(beta|bias)$", zeros),
     (r"(moving|running)_mean$", zeros),
@@ -106,14 +123,26 @@ def initial_value(name, shape, seed=0, rules=DEFAULT_RULES):
     CheckpointError
         If no rule fits the name, or the rule gives another shape.
     """
+    pattern, make = rule_for(name, rules)
+    value = np.asarray(make(shape, generator_for(seed, name)), "float32")
+    if value.shape != tuple(shape):
+        raise CheckpointError(
+            f"the rule {pattern!r} gives {name} the shape {value.shape}, not {shape}"
+        )
+    return value
+
+
+def rule_for(name, rules=DEFAULT_RULES):
+    """Return the first rule (regular expression, function) found in a parameter's name.
+
+    Raises
+    ------
+    CheckpointError
+        If no rule fits the name.
+    """
     for pattern, make in rules:
         if re.search(pattern, name):
-            value = np.asarray(make(shape, generator_for(seed, name)), "float32")
-            if value.shape != tuple(shape):
-                raise CheckpointError(
-                    f"the rule {pattern!r} gives {name} the shape {value.shape}, not {shape}"
-                )
-            return value
+            return pattern, make
     raise CheckpointError(
         f"no rule says how {name} starts; add a pair (regular expression, function) for it"
     )
@@ -141,8 +170,9 @@ def initial_params(symbol, input_shapes, seed=0, rules=DEFAULT_RULES):
     )
 
 
-# Parameters of GloRe units in the backbones, which a 2D network may lack.
+# Parameters of GloRe units and of context blocks in the backbones, which a 2D network may lack.
 UNITS = r"_extra_"
+CONTEXTS = r"_(gc|se|snl|nl)_"
 
 Inflation = namedtuple("Inflation", "arg_params aux_params inflated copied fresh")
 Inflation.__doc__ = """What :func:`inflate_2d` made: arrays by name, and the names by origin."""
@@ -172,7 +202,7 @@ def inflate_2d(
     source_params,
     symbol,
     input_shapes,
-    allow_missing=(UNITS,),
+    allow_missing=(UNITS, CONTEXTS),
     allow_extra=(),
     classifier="classifier",
     seed=0,

@@ -203,7 +203,8 @@ def to_mxnet_name(torch_name):
             path = path[: len(path) - len(theirs)] + ours
             break
     modules = [_BRANCH_OF_TORCH.sub(r"conv-\1", module) for module in path.split(".")]
-    if modules[-1].split("_")[-1] == "bn":
+    # Batch and layer normalisations: gamma and beta are weight and bias there.
+    if re.search(r"(^|[_-])(bn|ln)$", modules[-1]):
         leaf = dict(BATCH_NORM).get(leaf, leaf)
     return "_".join([*modules, leaf]) if path else leaf
 

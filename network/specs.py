@@ -21,6 +21,17 @@ not on where they sit. In a dual path network a unit grows with the dense map it
 ones are cheaper. The figures recalled from the paper for DPN-98 and DPN-131 with units (67.7 M,
 85.5 M) are below what any positions give with this unit (67.97 M, 85.66 M at least), so they
 settle nothing. A released checkpoint shows its own positions in its parameter names.
+
+Where the context blocks sit
+----------------------------
+* ``_w-gc`` and ``_GC``: in every block of conv3 to conv5, before the shortcut sum (GCNet).
+* ``_0-1``: one behind the last block but one of conv4 (GCNet). ``_NL5``, ``_SNL5``, ``_GC5``:
+  behind every other block of conv3 and conv4 (Wang et al. 2018).
+* ``resnet50_w-nl_0-3``: the GloRe paper compares with Non-local blocks on conv4 and does not say
+  where; they sit where its units do, so that the comparison is one of blocks, not of places.
+
+GCNet and Wang et al. use post-activation networks; these rows have this project's pre-activation
+ones.
 """
 
 import dataclasses
@@ -48,16 +59,66 @@ class Stem(NamedTuple):
     pool_stride: tuple[int, ...]
 
 
-class Context(NamedTuple):
-    """A block inside residual blocks, after the last convolution and before the shortcut sum.
+class ContextKind(NamedTuple):
+    """What a kind of context block is built with where nothing else is said.
 
-    ``positions`` holds (stage, (block, …)) pairs, 1-based; None means every block of the network.
-    ``ratio`` is the width of the block's bottleneck as a share of its channels.
+    ``ratio`` is the width of its hidden layer as a share of its channels (None: it has none);
+    ``placement`` where in a residual block it sits; ``stages`` the stages all of whose blocks have
+    one (None: a single one, after the last block but one of conv4).
+    """
+
+    ratio: Optional[float]
+    placement: str
+    stages: Optional[tuple[int, ...]]
+
+
+PLACEMENTS = ("inside", "after")
+# Ratios and stages of SE are those of Hu et al. 2018, of GC and of the single block GCNet's (Cao
+# et al. 2019); half the channels in a Non-local block is Wang et al. 2018.
+CONTEXT_KINDS = {
+    "gc": ContextKind(1 / 16, "inside", (3, 4, 5)),
+    "se": ContextKind(1 / 16, "inside", (2, 3, 4, 5)),
+    "snl": ContextKind(None, "after", None),
+    "nl": ContextKind(1 / 2, "after", None),
+}
+
+
+class Context(NamedTuple):
+    """A context block (:mod:`network.symbol_context`) in or behind residual blocks.
+
+    Attributes
+    ----------
+    kind : str
+        One of ``CONTEXT_KINDS``, which has the defaults.
+    ratio : float, optional
+        Width of the block's hidden layer as a share of its channels.
+    positions : tuple of (stage, (block, …)), optional
+        Which residual blocks, 1-based. In a row None means every block; given to ``get_symbol``,
+        None means the kind's default.
+    placement : {'inside', 'after'}, optional
+        After the last convolution, before the shortcut sum; or after the residual block.
+    mode : str
+        Non-local: see :func:`NL_Block`.
+    sub_sample : bool
+        Non-local: gather from pooled positions.
     """
 
     kind: str
-    ratio: float = 1 / 16
+    ratio: Optional[float] = None
     positions: Optional[tuple[tuple[int, tuple[int, ...]], ...]] = None
+    placement: Optional[str] = None
+    mode: str = "embedded_gaussian"
+    sub_sample: bool = False
+
+    @property
+    def width(self):
+        """Width of the hidden layer as a share of the channels."""
+        return CONTEXT_KINDS[self.kind].ratio if self.ratio is None else self.ratio
+
+    @property
+    def inside(self):
+        """Whether the block sits before the shortcut sum."""
+        return (self.placement or CONTEXT_KINDS[self.kind].placement) == "inside"
 
     def applies_to(self, stage, block):
         """Tell whether the block sits in residual block ``block`` of conv``stage``."""
@@ -97,7 +158,7 @@ class Spec:
     unit_defaults : tuple of (stage, positions)
         Where units sit when a stage is asked for as many as given here.
     context : tuple of Context
-        Blocks inside the residual blocks.
+        Context blocks in or behind the residual blocks.
     glore_flavour, normalize, num_node, num_state
         Options of :func:`GloRe_Unit`.
     dropout : float
@@ -108,6 +169,9 @@ class Spec:
         Average over a window of the default map's size, as the released graphs do, not globally.
     legacy_names : bool
         Names of the DPN release.
+    post_activation : bool
+        Blocks of convolution, batch normalisation, rectifier with a rectifier after the sum (He et
+        al., CVPR 2016), and not the pre-activation order.
     mean, std : tuple of float
         Of the input, RGB on the scale 0..1.
     aliases : tuple of str
@@ -138,6 +202,7 @@ class Spec:
     bn: BNConf = BNConf()
     fixed_pool: bool = False
     legacy_names: bool = False
+    post_activation: bool = False
     mean: tuple[float, float, float] = MEAN
     std: tuple[float, float, float] = STD
     aliases: tuple[str, ...] = ()
@@ -164,6 +229,40 @@ class Spec:
     def units_of(self, stage):
         """Return after which blocks of conv``stage`` a GloRe unit sits."""
         return dict(self.glore).get(stage, ())
+
+    def contexts_of(self, stage, block, inside):
+        """Return the context blocks in (``inside``) or behind block ``block`` of conv``stage``."""
+        return tuple(
+            context
+            for context in self.context
+            if context.inside == inside and context.applies_to(stage, block)
+        )
+
+    def every_block(self, stages):
+        """Return the positions of all blocks of these stages."""
+        return tuple((stage, tuple(range(1, self.blocks[stage - 2] + 1))) for stage in stages)
+
+    def default_context_positions(self, kind):
+        """Return where blocks of a kind of ``CONTEXT_KINDS`` sit when nothing is said."""
+        stages = CONTEXT_KINDS[kind].stages
+        if stages is None:
+            return ((4, (max(1, self.blocks[2] - 1),)),)
+        return self.every_block(stages)
+
+    def default_units(self):
+        """Return where GloRe units sit when nothing is said: two in conv3, three in conv4.
+
+        As published where a row says so; at most one in two blocks elsewhere.
+        """
+        published = dict(self.unit_defaults)
+        counts = {
+            stage: min(count, max(1, self.blocks[stage - 2] // 2))
+            for stage, count in ((3, 2), (4, 3))
+        }
+        return tuple(
+            (stage, published.get(stage) or self.default_positions(stage, count))
+            for stage, count in counts.items()
+        )
 
     def default_positions(self, stage, count):
         """Return where ``count`` units sit in conv``stage``: as published, else spread evenly."""
@@ -192,6 +291,10 @@ class Spec:
             if count
         )
         return dataclasses.replace(self, name=name, glore=glore, aliases=aliases)
+
+    def with_context(self, name, *contexts):
+        """Return a row of another name with these context blocks."""
+        return dataclasses.replace(self, name=name, context=contexts, aliases=())
 
 
 BOTTLENECK_OUT = (256, 512, 1024, 2048)
@@ -226,12 +329,31 @@ BASIC = {"bottleneck": False, "num_out": (64, 128, 256, 512)}
 RESNET18 = _resnet("resnet18", (2, 2, 2, 2), ((3, (1,)), (4, (1,))), **BASIC)
 RESNET34 = _resnet("resnet34", (3, 4, 6, 3), UNITS_R50, **BASIC)
 RESNET50 = _resnet("resnet50", (3, 4, 6, 3), UNITS_R50)
-SE_RESNET50 = dataclasses.replace(RESNET50, name="resnet50_w-se", context=(Context("se"),))
+SE_RESNET50 = RESNET50.with_context("resnet50_w-se", Context("se", 1 / 16))
 RESNET101 = _resnet("resnet101", (3, 4, 23, 3), UNITS_R101)
 RESNET152 = _resnet("resnet152", (3, 8, 36, 3), ((4, (16, 24, 32)),))
 RESNET200 = _resnet("resnet200", (3, 24, 36, 3), UNITS_R200)
 RESNEXT101 = _resnet(
     "resnext101-32x4d", (3, 4, 23, 3), UNITS_R101, num_mid=(128, 256, 512, 1024), groups=32
+)
+
+# The original, post-activation networks (He et al., CVPR 2016), layer for layer those of gluoncv's
+# model zoo, whose weights fit (network/gluoncv_names.py). The constants are theirs.
+POST_ACTIVATION = {
+    "post_activation": True,
+    "bn": BNConf(1e-5, 0.9),
+    "mean": (0.485, 0.456, 0.406),
+    "std": (0.229, 0.224, 0.225),
+}
+RESNET18_V1 = dataclasses.replace(RESNET18, name="resnet18_v1", **POST_ACTIVATION)
+RESNET34_V1 = dataclasses.replace(RESNET34, name="resnet34_v1", **POST_ACTIVATION)
+# For docs/res4-stability.md, tests and quick trials; no published network.
+RESNET18_V1_SLIM = dataclasses.replace(
+    RESNET18_V1,
+    name="resnet18_v1_slim",
+    num_mid=(16, 32, 64, 128),
+    num_out=(16, 32, 64, 128),
+    stem=_image_stem(16),
 )
 
 
@@ -285,6 +407,42 @@ def _resnet_3d(name, blocks, unit_defaults):
 RESNET50_3D = _resnet_3d("RESNET50_3D", (3, 4, 6, 3), UNITS_R50)
 RESNET101_3D = _resnet_3d("RESNET101_3D", (3, 4, 23, 3), UNITS_R101)
 
+# The slow-only network of the Kinetics comparison in GCNet, as recalled from the SlowFast paper
+# (Feichtenhofer et al., ICCV 2019, table 1, slow pathway; not verified here): temporal kernels in
+# conv4 and conv5 only, time never strided, 8 frames at interval 8. Built from this project's
+# pre-activation blocks, where the original is post-activation.
+SLOWONLY = dataclasses.replace(
+    RESNET50_3D,
+    name="RESNET50_SLOWONLY",
+    strides=((1, 1, 1), (1, 2, 2), (1, 2, 2), (1, 2, 2)),
+    stem=Stem(64, (1, 7, 7), (1, 2, 2), (1, 3, 3), (1, 2, 2)),
+    temporal=((1,) * 3, (1,) * 4, (3,) * 6, (3,) * 3),
+)
+
+# GCNet's single block: after the last block but one of conv4.
+SINGLE = ((4, (5,)),)
+# Five Non-local blocks (Wang et al. 2018, section 4): behind every other block of conv3 and conv4.
+FIVE = ((3, (2, 4)), (4, (2, 4, 6)))
+
+
+def _context_rows():
+    """Rows of the context blocks' papers; where blocks sit is explained at the head of the file."""
+    stages = (3, 4, 5)
+    every = RESNET50.every_block(stages)
+    return (
+        RESNET50.with_context("resnet50_w-nl_0-1", Context("nl", 1 / 2, SINGLE)),
+        RESNET50.with_context("resnet50_w-nl_0-3", Context("nl", 1 / 2, ((4, (1, 3, 5)),))),
+        RESNET50.with_context("resnet50_w-snl_0-1", Context("snl", None, SINGLE)),
+        RESNET50.with_context("resnet50_w-gc_0-1", Context("gc", 1 / 16, SINGLE, "after")),
+        RESNET50.with_context("resnet50_w-gc", Context("gc", 1 / 16, every)),
+        SLOWONLY,
+        SLOWONLY.with_context("RESNET50_SLOWONLY_NL5", Context("nl", 1 / 2, FIVE)),
+        SLOWONLY.with_context("RESNET50_SLOWONLY_SNL5", Context("snl", None, FIVE)),
+        SLOWONLY.with_context("RESNET50_SLOWONLY_GC5", Context("gc", 1 / 4, FIVE, "after")),
+        SLOWONLY.with_context("RESNET50_SLOWONLY_GC", Context("gc", 1 / 4, every)),
+    )
+
+
 # For tests and quick trials; no published network. The same code path and stem as RESNET50_3D with
 # few, narrow blocks, for clips of 8 x 64 x 64. What it needs to learn motion within a few epochs
 # is the full width of the stem (16 filters there were too few) and little depth.
@@ -313,6 +471,9 @@ ROWS = (
     RESNET34,
     RESNET34.with_units("resnet34_w-glore_0-3", (0, 3)),
     RESNET34.with_units("resnet34_w-glore_2-3", (2, 3)),
+    RESNET18_V1,
+    RESNET34_V1,
+    RESNET18_V1_SLIM,
     RESNET50,
     RESNET50.with_units("resnet50_w-glore_0-3", (0, 3)),
     RESNET50.with_units("resnet50_w-glore_2-3", (2, 3)),
@@ -335,6 +496,7 @@ ROWS = (
     DPN98.with_units("dpn98_w-glore_2-3", (2, 3)),
     DPN131,
     DPN131.with_units("dpn131_w-glore_2-3", (2, 3)),
+    *_context_rows(),
 )
 
 # Top-1 accuracy in per cent as the GloRe project's README states it (facebookresearch/GloRe):

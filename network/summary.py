@@ -1,19 +1,27 @@
-"""Parameters and multiply-adds of a network, counted from its graph and its inferred shapes.
+"""Parameters, multiply-adds and memory of a network, from its graph and its inferred shapes.
 
-``python -m network.summary [NAME ...]`` prints a table in Markdown.
+::
+
+    python -m network.summary                              # all networks, a table in Markdown
+    python -m network.summary resnet50_w-gc                # one network, layer by layer
+    python -m network.summary resnet50 --input 3,320,320 --block gc --block-ratio 1/4
+    python -m network.summary --compare resnet50 resnet50_w-gc resnet50+nl@4:5
+
 """
 
 import argparse
 import dataclasses
-import json
 import math
+import re
 import sys
+from collections import defaultdict
 
-from glore_common import UsageError, run_main
-from mxnet_compat import mx
+from glore_common import UsageError, run_main, write_text
 
-from .specs import PUBLISHED_TOP1
-from .symbol_builder import get_spec, get_symbol, list_networks
+from .memory import activation_bytes
+from .shapes import infer, input_shapes, operations
+from .specs import CONTEXT_KINDS, PUBLISHED_TOP1
+from .symbol_builder import InputConf, get_spec, get_symbol, list_networks
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,78 +54,21 @@ class Count:
         return sum(self.macs_of.values())
 
 
-def _input_shapes(inputs):
-    if hasattr(inputs, "data_shape"):
-        return {"data": (1, *inputs.data_shape)}
-    if hasattr(inputs, "items"):
-        return {name: tuple(shape) for name, shape in inputs.items()}
-    raise UsageError(
-        "Shapes are given as an InputConf or as a mapping from input name to shape with the batch "
-        f"axis, not as {inputs!r}."
-    )
-
-
-def infer(symbol, inputs):
-    """Infer the shape of every value of a graph.
-
-    Parameters
-    ----------
-    symbol : Symbol
-        Any graph.
-    inputs : InputConf, or mapping of str to tuple of int
-        Input shapes; a mapping includes the batch axis, an InputConf stands for one sample.
-
-    Returns
-    -------
-    dict of str to tuple of int
-        Shapes by output name (``{node}_output``) or variable name.
-
-    Raises
-    ------
-    UsageError
-        When the shapes do not fit the graph or do not determine all of it.
-    """
-    shapes = _input_shapes(inputs)
-    unknown = sorted(set(shapes) - set(symbol.list_inputs()))
-    if unknown:
-        raise UsageError(f"The graph has no input named {', '.join(unknown)}.")
-    internals = symbol.get_internals()
-    try:
-        _, outputs, _ = internals.infer_shape_partial(**shapes)
-    except mx.MXNetError as error:
-        reason = str(error).strip().splitlines()[-1]
-        raise UsageError(f"The input shapes {shapes} do not fit the graph: {reason}") from error
-    # An unknown shape is () or holds zeros.
-    if outputs is None or not all(shape and 0 not in shape for shape in outputs):
-        raise UsageError(f"The input shapes {shapes} do not determine the shapes of the graph.")
-    return dict(zip(internals.list_outputs(), outputs))
-
-
 def _is_true(text):
     return text in ("1", "True", "true")
 
 
-def node_macs(node, inputs, output):
-    """Return the multiply-adds of one graph node.
-
-    Parameters
-    ----------
-    node : dict
-        A node of the graph's JSON: ``op``, ``attrs``.
-    inputs : list of tuple of int
-        Shapes that it reads.
-    output : tuple of int
-        Shape that it writes.
-    """
-    if node["op"] == "Convolution":
+def node_macs(node):
+    """Return the multiply-adds of one operation: a :class:`network.shapes.Node` of ``COUNTED``."""
+    if node.op == "Convolution":
         # The weight is (filters, channels / groups, *kernel).
-        return math.prod(output) * math.prod(inputs[1][1:])
-    if node["op"] == "FullyConnected":
-        return math.prod(output) * inputs[1][1]
+        return math.prod(node.shape) * math.prod(node.shapes[1][1:])
+    if node.op == "FullyConnected":
+        return math.prod(node.shape) * node.shapes[1][1]
     # (b, m, k) x (b, k, n): k is the last axis of the left factor unless it is transposed.
-    left = inputs[0]
-    inner = left[-2] if _is_true(node.get("attrs", {}).get("transpose_a", "False")) else left[-1]
-    return math.prod(output) * inner
+    left = node.shapes[0]
+    inner = left[-2] if _is_true(node.attrs.get("transpose_a", "False")) else left[-1]
+    return math.prod(node.shape) * inner
 
 
 COUNTED = ("Convolution", "FullyConnected", "batch_dot")
@@ -142,54 +93,322 @@ def count(symbol, inputs):
     UsageError
         As :func:`infer`.
     """
+    learnt, stats = _sizes(symbol, inputs)
+    macs_of = {
+        node.name: node_macs(node) for node in operations(symbol, inputs) if node.op in COUNTED
+    }
+    return Count(sum(learnt.values()), sum(stats.values()), macs_of)
+
+
+def _sizes(symbol, inputs):
+    """Return {parameter: numbers in it} of what is learnt, and of running statistics."""
     shapes = infer(symbol, inputs)
     # Inputs are what the caller gave a shape, and the label, which no layer learns.
-    given = set(_input_shapes(inputs))
-    params = sum(
-        math.prod(shapes[name])
-        for name in symbol.list_arguments()
-        if name not in given and not name.endswith("_label")
+    given = set(input_shapes(inputs))
+    learnt = [n for n in symbol.list_arguments() if n not in given and not n.endswith("_label")]
+    return tuple(
+        {name: math.prod(shapes[name]) for name in names}
+        for names in (learnt, symbol.list_auxiliary_states())
     )
-    stats = sum(math.prod(shapes[name]) for name in symbol.list_auxiliary_states())
-    nodes = json.loads(symbol.tojson())["nodes"]
 
-    def shape_of(index):
-        node = nodes[index]
-        return shapes[node["name"] if node["op"] == "null" else f"{node['name']}_output"]
 
-    macs_of = {}
-    for index, node in enumerate(nodes):
-        if node["op"] in COUNTED:
-            # Only the first two inputs matter, and both have one output each: a value or weight.
-            sources = [shape_of(source) for source, _, _ in node["inputs"][:2]]
-            macs_of[node["name"]] = node_macs(node, sources, shape_of(index))
-    return Count(params, stats, macs_of)
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """Cost of a stage, or of a block inserted into one: see :func:`parts`."""
+
+    params: int = 0
+    macs: int = 0
+
+    def __add__(self, other):
+        return Part(self.params + other.params, self.macs + other.macs)
+
+
+INSERTED = re.compile(rf"^(conv[2-5]_(?:B|x__)\d+_(?:extra|{'|'.join(CONTEXT_KINDS)}))(?:_|$)")
+
+
+def part_of(name):
+    """Return (stage, inserted block or None) that a node or parameter belongs to, by its name."""
+    stage = re.match(r"conv[2-5](?=_)", name)
+    block = INSERTED.match(name)
+    if stage:
+        return stage[0], block[1] if block else None
+    return ("stem" if re.match(r"(conv1|pool1)", name) else "head"), None
+
+
+def parts(symbol, inputs):
+    """Return what each stage costs, and each GloRe unit and context block.
+
+    Parameters
+    ----------
+    symbol : Symbol
+        A network of the table.
+    inputs : InputConf, or mapping of str to tuple of int
+
+    Returns
+    -------
+    stages, blocks : dict of str to Part
+        By stage (``stem``, ``conv2`` to ``conv5`` with all that is in them, ``head``), and by name
+        of the inserted block (``conv4_B05_nl``).
+    """
+    stages, blocks = defaultdict(Part), defaultdict(Part)
+    learnt, _ = _sizes(symbol, inputs)
+    costs = [(name, Part(params=size)) for name, size in learnt.items()]
+    costs += [(name, Part(macs=macs)) for name, macs in count(symbol, inputs).macs_of.items()]
+    for name, cost in costs:
+        stage, block = part_of(name)
+        stages[stage] += cost
+        if block:
+            blocks[block] += cost
+    return {stage: stages[stage] for stage in sorted(stages, key=_stage_order)}, dict(blocks)
+
+
+def _stage_order(stage):
+    return {"stem": 1, "head": 6}.get(stage) or int(stage[-1])
+
+
+def markdown(header, rows, left=1):
+    """Return a Markdown table; all columns but the first ``left`` are flush right."""
+    rule = ["---"] * left + ["---:"] * (len(header) - left)
+    return "\n".join(
+        ["| " + " | ".join(header) + " |", "|" + "|".join(rule) + "|"]
+        + ["| " + " | ".join(map(str, row)) + " |" for row in rows]
+    )
+
+
+def _by(sizes):
+    return " x ".join(map(str, sizes))
 
 
 def table(names):
     """Return a Markdown table of networks at their default input, one row per name."""
-    rows = [
-        "| network | input | parameters, M | multiply-adds, G | published top-1, % |",
-        "|---|---|---:|---:|---:|",
-    ]
+    rows = []
     for name in names:
         name = get_spec(name).name
         symbol, input_conf = get_symbol(name)
         counted = count(symbol, input_conf)
-        shape = " x ".join(map(str, input_conf.data_shape[1:]))
-        published = PUBLISHED_TOP1.get(name, "")
         rows.append(
-            f"| `{name}` | {shape} | {counted.params / 1e6:.2f} | {counted.macs / 1e9:.2f} | "
-            f"{published} |"
+            (
+                f"`{name}`",
+                _by(input_conf.data_shape[1:]),
+                f"{counted.params / 1e6:.2f}",
+                f"{counted.macs / 1e9:.2f}",
+                PUBLISHED_TOP1.get(name, ""),
+            )
         )
-    return "\n".join(rows)
+    header = ("network", "input", "parameters, M", "multiply-adds, G", "published top-1, %")
+    return markdown(header, rows, left=2)
+
+
+def layer_table(symbol, inputs):
+    """Return a Markdown table of all operations: output shape, parameters, multiply-adds."""
+    learnt, _ = _sizes(symbol, inputs)
+    rows = []
+    for node in operations(symbol, inputs):
+        # A parameter belongs to the first operation that reads it.
+        params = sum(learnt.pop(name, 0) for name in node.inputs)
+        macs = node_macs(node) if node.op in COUNTED else 0
+        costs = (f"{number:,}" if number else "" for number in (params, macs))
+        rows.append((node.name, node.op, _by(node.shape), *costs))
+    return markdown(("node", "operation", "output", "parameters", "multiply-adds"), rows, left=3)
+
+
+def _mega(number):
+    return f"{number / 1e6:.3f}"
+
+
+def report(name, symbol, input_conf):
+    """Return all about one network: its layers, stages, inserted blocks and memory, in Markdown."""
+    counted = count(symbol, input_conf)
+    stages, blocks = parts(symbol, input_conf)
+    header = ("parameters, M", "multiply-adds, M")
+    memory = activation_bytes(symbol, input_conf)
+    lines = [
+        f"# {name}, input {_by(input_conf.data_shape)}",
+        layer_table(symbol, input_conf),
+        markdown(
+            ("stage", *header),
+            [(stage, _mega(c.params), _mega(c.macs)) for stage, c in stages.items()],
+        ),
+    ]
+    if blocks:
+        total = sum(blocks.values(), Part())
+        rows = [(block, _mega(c.params), _mega(c.macs)) for block, c in blocks.items()]
+        rows.append(("all inserted blocks", _mega(total.params), _mega(total.macs)))
+        lines.append(markdown(("inserted block", *header), rows))
+    lines.append(
+        f"Parameters: {counted.params:,}, and {counted.stats:,} running statistics. "
+        f"Multiply-adds: {counted.macs:,}.\n"
+        f"Activations of one sample in float32: {memory.training / 2**20:.1f} MiB computed in all "
+        f"(what training keeps is at most this), {memory.inference / 2**20:.1f} MiB alive at once "
+        "in inference"
+        + (
+            f"; {memory.scores / 2**20:.1f} MiB are Non-local scores, which grow with the square "
+            "of the positions."
+            if memory.scores
+            else "."
+        )
+    )
+    return "\n\n".join(lines)
+
+
+def build_variant(text, **overrides):
+    """Build a network given as NAME or NAME+BLOCK.
+
+    Parameters
+    ----------
+    text : str
+        ``'resnet50'``, ``'resnet50+gc'``, ``'resnet50+nl@4:5'``: what follows the plus is the
+        override ``block`` of :func:`get_symbol`.
+    **overrides
+        Further ones.
+
+    Returns
+    -------
+    (Symbol, InputConf)
+    """
+    name, plus, block = text.partition("+")
+    if plus:
+        overrides["block"] = block
+    return get_symbol(name, **overrides)
+
+
+def compare(names, data_shape=None):
+    """Return a Markdown table of networks, a column each: total cost and that of each part.
+
+    Parameters
+    ----------
+    names : sequence of str
+        See :func:`build_variant`; what is added is told against the first.
+    data_shape : tuple of int, optional
+        Input for all of them, instead of each one's own.
+    """
+    columns = []
+    for name in names:
+        symbol, input_conf = build_variant(name)
+        input_conf = with_shape(input_conf, data_shape)
+        counted, (stages, blocks) = count(symbol, input_conf), parts(symbol, input_conf)
+        memory = activation_bytes(symbol, input_conf)
+        inserted = sum(blocks.values(), Part())
+        base = columns[0]["raw"] if columns else counted
+        columns.append(
+            {
+                "raw": counted,
+                "input": _by(input_conf.data_shape[1:]),
+                "parameters, M": f"{counted.params / 1e6:.2f}",
+                "added to the first, M": f"{(counted.params - base.params) / 1e6:+.3f}",
+                "multiply-adds, G": f"{counted.macs / 1e9:.2f}",
+                "added to the first, G": f"{(counted.macs - base.macs) / 1e9:+.3f}",
+                "inserted blocks": f"{len(blocks)}",
+                "parameters of inserted blocks, M": f"{inserted.params / 1e6:.3f}",
+                "multiply-adds of inserted blocks, G": f"{inserted.macs / 1e9:.3f}",
+                **{f"multiply-adds of {s}, G": f"{c.macs / 1e9:.3f}" for s, c in stages.items()},
+                "activations, training, MiB": f"{memory.training / 2**20:.1f}",
+                "activations, inference, MiB": f"{memory.inference / 2**20:.1f}",
+                "of them Non-local scores, MiB": f"{memory.scores / 2**20:.1f}",
+            }
+        )
+    labels = [label for label in columns[0] if label != "raw"]
+    rows = [(label, *(column[label] for column in columns)) for label in labels]
+    return markdown(("", *(f"`{name}`" for name in names)), rows)
+
+
+def with_shape(input_conf, data_shape):
+    """Return an InputConf with another ``data_shape`` (of the same length), or as it is for None.
+
+    Raises
+    ------
+    UsageError
+        When the network reads something of another rank.
+    """
+    if data_shape is None:
+        return input_conf
+    if len(data_shape) != len(input_conf.data_shape) or data_shape[0] != 3:
+        raise UsageError(
+            f"--input {','.join(map(str, data_shape))}: this network reads "
+            f"{'3,frames,height,width' if len(input_conf.data_shape) == 4 else '3,height,width'}."
+        )
+    return InputConf(tuple(data_shape), input_conf.mean, input_conf.std)
+
+
+def to_dot(symbol, inputs):
+    """Return a picture of a graph as DOT text, which Graphviz draws: ``dot -Tsvg FILE -O``.
+
+    Inserted blocks are framed; nodes carry their operation and output shape, parameters are left
+    out.
+    """
+    nodes = operations(symbol, inputs)
+    known = {node.name for node in nodes} | set(input_shapes(inputs))
+    lines = ["digraph network {", "  node [shape=box, fontname=Helvetica, fontsize=10];"]
+    clusters = defaultdict(list)
+    for node in nodes:
+        label = f'  "{node.name}" [label="{node.name}\\n{node.op} {_by(node.shape)}"];'
+        clusters[part_of(node.name)[1]].append(label)
+    for cluster, labels in clusters.items():
+        if cluster is None:
+            lines += labels
+        else:
+            lines += [f'  subgraph "cluster_{cluster}" {{', f'  label="{cluster}";', *labels, "  }"]
+    for node in nodes:
+        lines += [f'  "{source}" -> "{node.name}";' for source in node.inputs if source in known]
+    return "\n".join([*lines, "}", ""])
+
+
+def parse_shape(text):
+    """Return the shape of '3,224,224' or '3,8,224,224', for argparse."""
+    try:
+        shape = tuple(int(size) for size in text.split(","))
+    except ValueError:
+        shape = ()
+    if len(shape) not in (3, 4) or min(shape) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not 3,height,width or 3,frames,height,width")
+    return shape
 
 
 def main(argv=None):
-    """Print the table of the networks named on the command line, or of all."""
-    parser = argparse.ArgumentParser(prog="python -m network.summary", description=table.__doc__)
+    """Print tables of the networks named on the command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m network.summary",
+        description="Without NAME, or with several: a table of networks, one row each. With one "
+        "NAME: its layers, stages, inserted blocks and memory. All in Markdown.",
+    )
     parser.add_argument("networks", nargs="*", metavar="NAME", help="default: all")
-    print(table(parser.parse_args(argv).networks or list_networks()))
+    parser.add_argument(
+        "--compare",
+        nargs="+",
+        metavar="NAME",
+        help="networks side by side; NAME+BLOCK puts blocks in, such as resnet50+gc or "
+        "resnet50+nl@4:5",
+    )
+    parser.add_argument("--input", type=parse_shape, help="3,height,width or 3,frames,height,width")
+    parser.add_argument("--num-classes", type=int, help="width of the classifier of one NAME")
+    parser.add_argument("--glore", help="GloRe units of one NAME: '2-3', '4:5' or none")
+    parser.add_argument("--block", help="context blocks of one NAME: gc, se, snl, nl, glore")
+    parser.add_argument("--block-ratio", help="width of their hidden layer, such as 1/16")
+    parser.add_argument("--block-positions", help="where they sit: 'c3-c5' or '3:1,3;4:5'")
+    parser.add_argument("--graph", metavar="FILE.dot", help="write the graph of one NAME as DOT")
+    args = parser.parse_args(argv)
+    overrides = {
+        option: getattr(args, option)
+        for option in ("glore", "block", "block_ratio", "block_positions")
+        if getattr(args, option) is not None
+    }
+    single = len(args.networks) == 1 and not args.compare
+    if not single and (overrides or args.graph or args.num_classes is not None):
+        raise UsageError("These options are for one NAME; --compare takes NAME+BLOCK.")
+    if args.compare:
+        if args.networks:
+            raise UsageError("Give the networks either before or after --compare, not both.")
+        print(compare(args.compare, args.input))
+    elif not single:
+        if args.input is not None:
+            raise UsageError("--input is for one NAME or --compare.")
+        print(table(args.networks or list_networks()))
+    else:
+        symbol, input_conf = get_symbol(args.networks[0], args.num_classes, **overrides)
+        input_conf = with_shape(input_conf, args.input)
+        print(report(get_spec(args.networks[0]).name, symbol, input_conf))
+        if args.graph:
+            write_text(args.graph, to_dot(symbol, input_conf))
 
 
 if __name__ == "__main__":

@@ -3,15 +3,17 @@
 import dataclasses
 import numbers
 import re
+from fractions import Fraction
 
 from glore_common import UsageError, closest_first
 from mxnet_compat import mx
 
 from . import symbol_dpn, symbol_resnet
-from .specs import LEGACY_DPN_BN, ROWS, Context
+from .specs import CONTEXT_KINDS, LEGACY_DPN_BN, PLACEMENTS, ROWS, Context
+from .symbol_context import MODES
 from .symbol_glore import FLAVOURS
 
-CONTEXT_KINDS = ("se",)
+GLORE_KIND = "glore"
 STAGES = (2, 3, 4, 5)
 
 
@@ -122,15 +124,13 @@ def _parse_glore(spec, value):
                 if count:
                     pairs.append((stage, spec.default_positions(stage, count)))
             return tuple(pairs)
-        if not re.fullmatch(r"\d:\d+(,\d+)*(;\d:\d+(,\d+)*)*", value):
+        given = _explicit_positions("glore", value)
+        if given is None:
             raise UsageError(
                 f"glore={value!r} is not understood. Give the number of units in stages 3 and 4 "
                 "('2-3', '0-3'), or positions ('3:1,3;4:1,3,5'), or 'none'."
             )
-        parts = [part.split(":") for part in value.split(";")]
-        if len({stage for stage, _ in parts}) != len(parts):
-            raise UsageError(f"glore={value!r} names a stage twice.")
-        value = {int(stage): [int(block) for block in blocks.split(",")] for stage, blocks in parts}
+        value = given
     if not hasattr(value, "items"):
         raise UsageError(
             "glore must be a mapping from stage to block numbers, such as {3: (1, 3), "
@@ -143,27 +143,188 @@ def _set_glore(spec, value):
     return {"glore": _parse_glore(spec, value)}
 
 
+def _ratio(value):
+    """Return a ratio given as a number or as text such as '1/16' as a float."""
+    number = value
+    if isinstance(value, str):
+        try:
+            number = float(Fraction(value.strip()))
+        except (ValueError, ZeroDivisionError):
+            raise UsageError(
+                f"block: ratio must be a number or a fraction such as '1/16', not {value!r}."
+            ) from None
+    return _real("block: ratio", number, 1e-4, 8)
+
+
+def _placement(value):
+    if value not in PLACEMENTS:
+        raise UsageError(
+            f"block: placement {value!r} is not one of: {', '.join(PLACEMENTS)} (the shortcut sum)."
+        )
+    return value
+
+
+def _explicit_positions(label, text):
+    """Return '3:1,3;4:1,3,5' as a mapping, or None when the text has another form."""
+    if not re.fullmatch(r"\d:\d+(,\d+)*(;\d:\d+(,\d+)*)*", text):
+        return None
+    parts = [part.split(":") for part in text.split(";")]
+    if len({stage for stage, _ in parts}) != len(parts):
+        raise UsageError(f"{label}={text!r} names a stage twice.")
+    return {int(stage): [int(block) for block in blocks.split(",")] for stage, blocks in parts}
+
+
+def _context_positions(spec, value):
+    """Return (positions, placement that they imply or None) of context blocks.
+
+    Text names whole stages ('c4', 'c3-c5', 'all': in every block, before the sum) or blocks
+    ('3:1,3;4:5').
+    """
+    if isinstance(value, str):
+        stages = re.fullmatch(r"c([2-5])(?:-c([2-5]))?", value)
+        if value == "all" or stages:
+            first, last = (2, 5) if value == "all" else (stages[1], stages[2] or stages[1])
+            if int(first) > int(last):
+                raise UsageError(f"block positions {value!r} name no block.")
+            return spec.every_block(range(int(first), int(last) + 1)), "inside"
+        given = _explicit_positions("block positions", value)
+        if given is None:
+            raise UsageError(
+                f"block positions {value!r} are not understood. Give stages ('c3-c5', 'c4', 'all') "
+                "or blocks ('3:1,3;4:5')."
+            )
+        value = given
+    if not hasattr(value, "items"):
+        try:
+            value = dict(value)
+        except (TypeError, ValueError):
+            raise UsageError(
+                "block positions must be text such as 'c3-c5' or a mapping from stage to block "
+                f"numbers, such as {{4: (5,)}}, not {value!r}."
+            ) from None
+    pairs = _positions(spec, "block", value)
+    if not pairs:
+        raise UsageError("block positions name no block; leave block out to have none.")
+    return pairs, None
+
+
+def _parse_block(text):
+    """Return [(kind, positions or None, placement or None)] of 'gc@c3-c5,nl@4:5/after'."""
+    items = []
+    # A comma followed by a letter parts two kinds; within positions a digit follows.
+    for item in re.split(r"\s*,\s*(?=[A-Za-z])", text.strip()):
+        match = re.fullmatch(r"([A-Za-z]+)(?:@([^/]+))?(?:/(\w+))?", item)
+        if not match:
+            raise UsageError(
+                f"block={text!r} is not understood at {item!r}. Give kinds of blocks, each with "
+                "positions and placement if need be: 'gc', 'gc,nl', 'gc@c3-c5,nl@4:5/after'."
+            )
+        items.append((match[1].lower(), match[2], match[3]))
+    return items
+
+
+def _check_kind(kind):
+    known = [*CONTEXT_KINDS, GLORE_KIND]
+    if kind not in known:
+        raise UsageError(
+            f"block: {kind!r} is not one of: {', '.join(closest_first(str(kind), known))}."
+        )
+
+
+def _complete(spec, context, implied=None):
+    """Return a Context with checked settings and explicit positions."""
+    _check_kind(context.kind)
+    kind = CONTEXT_KINDS[context.kind]
+    if context.ratio is not None:
+        if kind.ratio is None:
+            raise UsageError(f"block: {context.kind} has no hidden layer and takes no ratio.")
+        context = context._replace(ratio=_ratio(context.ratio))
+    if context.positions is None:
+        positions = spec.default_context_positions(context.kind)
+    else:
+        positions, implied = _context_positions(spec, context.positions)
+    placement = context.placement or implied
+    if placement is not None:
+        _placement(placement)
+    _one_mode(context.mode)
+    _flag("nl_sub_sample", context.sub_sample)
+    return context._replace(positions=positions, placement=placement)
+
+
+def _one_mode(value):
+    if value not in MODES:
+        raise UsageError(
+            f"nl_mode {value!r} is not one of: {', '.join(closest_first(str(value), MODES))}."
+        )
+    return value
+
+
 def _set_context(spec, value):
     if value is None or value == "none":
         return {"context": ()}
-    given = [value] if isinstance(value, (str, Context)) else list(value)
-    contexts = []
+    several = isinstance(value, (list, tuple)) and not isinstance(value, Context)
+    given = list(value) if several else [value]
+    contexts, units = [], spec.glore
     for item in given:
-        context = Context(item) if isinstance(item, str) else item
-        if not isinstance(context, Context):
+        if isinstance(item, Context):
+            contexts.append(_complete(spec, item))
+            continue
+        if not isinstance(item, str):
             raise UsageError(f"block: {item!r} is neither a kind of block nor a Context.")
-        if context.kind not in CONTEXT_KINDS:
-            raise UsageError(
-                f"block: {context.kind!r} is not one of: "
-                f"{', '.join(closest_first(str(context.kind), CONTEXT_KINDS))}."
-            )
-        _real("block: ratio", context.ratio, 1e-4, 8)
-        if context.positions is not None:
-            context = context._replace(positions=_positions(spec, "block", dict(context.positions)))
-        contexts.append(context)
+        for kind, positions, placement in _parse_block(item):
+            _check_kind(kind)
+            if kind != GLORE_KIND:
+                context = Context(kind, positions=positions, placement=placement)
+                contexts.append(_complete(spec, context))
+            elif placement is not None:
+                raise UsageError("block: a GloRe unit sits after a block; it takes no placement.")
+            elif positions is None:
+                units = units or spec.default_units()
+            elif re.match(r"c|all", positions):
+                units = _context_positions(spec, positions)[0]
+            else:
+                units = _parse_glore(spec, positions)
     if len({context.kind for context in contexts}) != len(contexts):
         raise UsageError(f"block names a kind twice: {[context.kind for context in contexts]}.")
+    return {"context": tuple(contexts), "glore": units}
+
+
+def _set_ratio(spec, value):
+    ratio = _ratio(value)
+    if not any(CONTEXT_KINDS[context.kind].ratio for context in spec.context):
+        raise UsageError("block_ratio: none of the network's blocks has a hidden layer.")
+    return {
+        "context": tuple(
+            context._replace(ratio=ratio) if CONTEXT_KINDS[context.kind].ratio else context
+            for context in spec.context
+        )
+    }
+
+
+def _set_positions(spec, value):
+    positions, implied = _context_positions(spec, value)
+    return {
+        "context": tuple(
+            context._replace(positions=positions, placement=context.placement or implied)
+            for context in spec.context
+        )
+    }
+
+
+def _set_placement(spec, value):
+    contexts = (context._replace(placement=_placement(value)) for context in spec.context)
     return {"context": tuple(contexts)}
+
+
+def _set_non_local(spec, field, value):
+    if not any(context.kind == "nl" for context in spec.context):
+        raise UsageError(f"nl_{field}: the network has no Non-local block; give block='nl' too.")
+    return {
+        "context": tuple(
+            context._replace(**{field: value}) if context.kind == "nl" else context
+            for context in spec.context
+        )
+    }
 
 
 def _set_clip_length(spec, value):
@@ -196,10 +357,18 @@ def _set_flavour(spec, value):
     return {"glore_flavour": value}
 
 
-# Applied in this order: glore before what needs units, legacy_names before the BN constants.
+# Applied in this order: glore and block before what needs units or blocks, legacy_names before the
+# BN constants.
 OVERRIDES = {
     "glore": _set_glore,
     "block": _set_context,
+    "block_ratio": _set_ratio,
+    "block_positions": _set_positions,
+    "block_placement": _set_placement,
+    "nl_mode": lambda spec, value: _set_non_local(spec, "mode", _one_mode(value)),
+    "nl_sub_sample": lambda spec, value: _set_non_local(
+        spec, "sub_sample", _flag("nl_sub_sample", value)
+    ),
     "clip_length": _set_clip_length,
     "crop_size": _set_crop_size,
     "dropout": lambda spec, value: {"dropout": _real("dropout", value, 0, 1)},
@@ -215,6 +384,7 @@ OVERRIDES = {
     },
 }
 NEED_UNITS = ("normalize", "num_node", "num_state", "glore_flavour")
+NEED_BLOCKS = ("block_ratio", "block_positions", "block_placement")
 
 
 def _check_size(spec, default_map):
@@ -276,6 +446,11 @@ def resolve(name, **overrides):
                     f"{option}: {row.name} has no GloRe units that it could act on; "
                     "give glore as well, for instance '2-3'."
                 )
+            if option in NEED_BLOCKS and not spec.context:
+                raise UsageError(
+                    f"{option}: {row.name} has no context blocks that it could act on; give block "
+                    "as well, for instance 'gc' (GloRe units are placed with glore='3:1;4:5')."
+                )
             spec = dataclasses.replace(spec, **apply(spec, overrides[option]))
     _check_size(spec, row.final_map(row.data_shape[1:]))
     return spec
@@ -297,7 +472,23 @@ def get_symbol(name, num_classes=None, **overrides):
             GloRe units as ``{stage: block numbers}``, as counts for stages 3 and 4 (``'2-3'``), as
             ``'3:1,3;4:1,3,5'``, or None for no units.
         block : str, Context, sequence of them, or None
-            Blocks inside the residual blocks: ``'se'``.
+            Context blocks instead of the row's own. Text names kinds, ``'gc'``, ``'gc,nl'``, of
+            gc, se, snl, nl, each with positions and placement if need be:
+            ``'gc@c3-c5,nl@4:5/after'``. ``glore`` is a kind too: it adds units as ``glore`` does.
+            Without positions gc sits in every block of conv3 to conv5, se in every block, snl and
+            nl behind the last block but one of conv4, units as in ResNet-50.
+        block_ratio : float or str
+            Of all context blocks with a hidden layer: ``1 / 4``, ``'1/16'``.
+        block_positions : str or dict
+            Of all context blocks: every block of stages, before the shortcut sum (``'c3-c5'``,
+            ``'all'``), or ``'3:1,3;4:5'``, ``{4: (5,)}``.
+        block_placement : {'inside', 'after'}
+            Of all context blocks: before the shortcut sum, or behind the residual block. Blocks
+            behind precede a GloRe unit that sits there too.
+        nl_mode : str
+            Of Non-local blocks: see :func:`NL_Block`.
+        nl_sub_sample : bool
+            Non-local blocks gather from pooled positions.
         clip_length : int
             Frames (3D networks).
         crop_size : int or (int, int)
@@ -308,8 +499,8 @@ def get_symbol(name, num_classes=None, **overrides):
             GloRe units divide by the number of positions.
         num_node, num_state : int
             Sizes of every GloRe unit, instead of those that follow from the stage's width.
-        glore_flavour : {'released', 'video'}
-            Which form of the unit.
+        glore_flavour : {'released', 'video', 'report'}
+            Which form of the unit; see :func:`GloRe_Unit`.
         fixed_pool : bool
             The released graphs' last pooling, for the default input size only.
         legacy_names : bool

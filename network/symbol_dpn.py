@@ -70,7 +70,8 @@ def Dual_Path_Unit(data, spec, stage, block, name):
     out = _bn_ac_conv(whole, num_mid, (1, 1), f"{name}_c1x1-a", spec)
     out = _bn_ac_conv(out, num_mid, (3, 3), f"{name}_c3x3-b", spec, stride, spec.groups)
     out = _bn_ac_conv(out, num_out + growth, (1, 1), f"{name}_c1x1-c", spec)
-    out = context_blocks(out, spec, stage, block, num_out + growth, name)
+    inside = spec.contexts_of(stage, block, inside=True)
+    out = context_blocks(out, inside, num_out + growth, name, spec.ndim)
     more_residual, more_dense = _split(out, num_out, f"{name}_c1x1-c")
     return [
         mx.sym.add_n(residual, more_residual, name=f"{name}_sum"),
@@ -90,8 +91,14 @@ def get_before_pool(spec):
         for block in range(1, num_blocks + 1):
             name = f"conv{stage}_x__{block}"
             out = Dual_Path_Unit(out, spec, stage, block, name)
+            widths = (num_out, (2 + block) * growth)
+            behind = spec.contexts_of(stage, block, inside=False)
+            if behind:
+                # The block sees both maps as one, (n, sum of widths, h, w).
+                whole = mx.sym.Concat(*out, dim=1, name=f"{name}_cat-context")
+                whole = context_blocks(whole, behind, sum(widths), name, spec.ndim)
+                out = _split(whole, num_out, f"{name}_context")
             if block in positions:
-                widths = (num_out, (2 + block) * growth)
                 unit = f"{name}_extra"
                 out = GloRe_Unit(out, widths, num_out // 4, unit, **spec.unit_arguments())
     out = mx.sym.Concat(*out, dim=1, name="conv5_x_x_cat-final")

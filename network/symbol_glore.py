@@ -3,7 +3,8 @@ arXiv 1811.12814, section 3; facebookresearch/GloRe), in 1D, 2D and 3D.
 
 Positions are projected onto a few nodes of a fully connected graph, a graph convolution lets the
 nodes exchange information, and the result is projected back and added to the input. There are two
-published forms of it, which differ in their layers and so in their parameters:
+published forms of it, which differ in their layers and so in their parameters, and a third that
+is known to train badly:
 
 ``released``
     The MXNet graphs for ImageNet: each of the five convolutions is BN → relu → convolution
@@ -12,6 +13,11 @@ published forms of it, which differ in their layers and so in their parameters:
     The PyTorch networks for Kinetics: plain convolutions (the first three with bias), a relu
     inside the graph convolution only, and a batch normalisation, the "blocker", at the end, whose
     gamma starts at 0, so that a fresh unit is the identity.
+``report``
+    The video form as a public reproduction on CUB-200-2011 changed it, with which training failed
+    (``docs/res4-stability.md``): the graph convolution mixes states first and relates nodes then,
+    with neither shortcut nor relu, there are as many states as input channels, and the last batch
+    normalisation starts like any other, with gamma 1.
 """
 
 from glore_common import UsageError
@@ -19,7 +25,7 @@ from mxnet_compat import mx
 
 from .symbol_basic import AC, BN, RELEASED_BN, BN_AC_Conv, Conv
 
-FLAVOURS = ("released", "video")
+FLAVOURS = ("released", "video", "report")
 
 
 def _check(num_in, num_mid, name, ndim, flavour, num_state, num_node, stride):
@@ -64,13 +70,13 @@ def GloRe_Unit(
     num_in : int, or pair of int
         Channels of ``data``.
     num_mid : int
-        Default sizes follow from it: 2 · num_mid states and num_mid nodes.
+        Default sizes follow from it: 2 · num_mid states (but for ``report``) and num_mid nodes.
     name : str
         Prefix of all nodes and parameters.
     ndim : {1, 2, 3}
         Spatial rank.
-    flavour : {'released', 'video'}
-        Which published form to build; see the head of this file.
+    flavour : {'released', 'video', 'report'}
+        Which form to build; see the head of this file.
     normalize : bool
         Divide the node states by the number of positions they are summed over, so that they do
         not depend on the size of the map.
@@ -101,7 +107,11 @@ def GloRe_Unit(
     With S states, N nodes and L positions: V = X Bᵀ, an (S, N) matrix per sample; G = relation of
     nodes (N x N) with a shortcut, then H = mixing of states (S x S); output = H(G(V)) B.
     """
-    num_state = 2 * num_mid if num_state is None else num_state
+    report = flavour == "report"
+    if num_state is None:
+        num_state = 2 * num_mid
+        if report:
+            num_state = sum(num_in) if isinstance(num_in, (tuple, list)) else num_in
     num_node = num_mid if num_node is None else num_node
     _check(num_in, num_mid, name, ndim, flavour, num_state, num_node, stride)
     dual = isinstance(data, (tuple, list))
@@ -147,15 +157,22 @@ def GloRe_Unit(
         name=f"{name}_proj",
     )
 
-    # Reasoning. Relation of the nodes: (n, S, N) -> (n, N, S) -> conv -> (n, N, S) -> (n, S, N)
-    relation = mx.sym.transpose(nodes, axes=(0, 2, 1), name=f"{name}_GCN-G-permute1")
-    relation = convolve(relation, num_node, 1, "GCN-G", bias=True)
-    relation = mx.sym.transpose(relation, axes=(0, 2, 1), name=f"{name}_GCN-G-permute2")
-    relation = mx.sym.add_n(nodes, relation, name=f"{name}_GCN-G_sum")
-    if not released:
-        relation = AC(relation, f"{name}_GCN-GHW")
-    # Mixing of the states: (n, S, N) -> (n, S, N)
-    reasoned = convolve(relation, num_state, 1, "GCN-GHW")
+    def relate(value):
+        # Relation of the nodes: (n, S, N) -> (n, N, S) -> conv -> (n, N, S) -> (n, S, N)
+        value = mx.sym.transpose(value, axes=(0, 2, 1), name=f"{name}_GCN-G-permute1")
+        value = convolve(value, num_node, 1, "GCN-G", bias=True)
+        return mx.sym.transpose(value, axes=(0, 2, 1), name=f"{name}_GCN-G-permute2")
+
+    def mix(value):
+        # Mixing of the states: (n, S, N) -> (n, S, N)
+        return convolve(value, num_state, 1, "GCN-GHW")
+
+    # Reasoning: (n, S, N) -> (n, S, N)
+    if report:
+        reasoned = relate(mix(nodes))
+    else:
+        relation = mx.sym.add_n(nodes, relate(nodes), name=f"{name}_GCN-G_sum")
+        reasoned = mix(relation if released else AC(relation, f"{name}_GCN-GHW"))
 
     # Reverse projection. (n, S, N) x (n, N, L) -> (n, S, L) -> (n, S, *spatial)
     out = mx.sym.batch_dot(lhs=reasoned, rhs=spread, name=f"{name}_reverse-proj")
@@ -172,21 +189,24 @@ def GloRe_Unit(
     else:
         out = mx.sym.reshape_like(out, state, name=f"{name}_reverse-proj-reshape")
 
-    def tail(value, width, conv, blocker, total):
+    # Parameters called blocker start at 0 (network/initializer.py).
+    norm = "last" if report else "blocker"
+
+    def tail(value, width, conv, norm, total):
         # (n, S, *spatial) -> (n, width, *spatial)
         extended = convolve(out, width, ones, conv)
         if not released:
-            extended = BN(extended, f"{name}_{blocker}", bn)
+            extended = BN(extended, f"{name}_{norm}", bn)
         return mx.sym.add_n(value, extended, name=f"{name}_{total}")
 
     if not dual:
-        return tail(data, num_in, "fc-2", "blocker", "sum")
+        return tail(data, num_in, "fc-2", norm, "sum")
     return [
         tail(
             value,
             width,
             f"conv-tail-{path}" if released else f"{path}_fc-2",
-            f"{path}_blocker",
+            f"{path}_{norm}",
             f"sum-{path}",
         )
         for value, width, path in zip(data, num_in, ("res", "den"))

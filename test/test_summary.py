@@ -3,6 +3,7 @@
 import pytest
 from golden_weights import read_table
 
+from benchmark import block_cost
 from glore_common import UsageError
 from mxnet_compat import mx
 from network import get_symbol, list_networks, summary
@@ -148,3 +149,100 @@ def test_table_has_counts_and_published_accuracy():
 
 def test_every_published_figure_belongs_to_a_row():
     assert set(PUBLISHED_TOP1) <= set(list_networks())
+
+
+# Parts, reports and comparisons -----------------------------------------------------------------
+
+
+def test_parts_add_up_to_the_whole():
+    for name, block in (("resnet18", "gc,nl,glore"), ("dpn92", "nl"), ("TINY_GLORE", "se")):
+        symbol, conf = get_symbol(name, block=block)
+        stages, blocks = summary.parts(symbol, conf)
+        counted = count(symbol, conf)
+        assert list(stages) == ["stem", "conv2", "conv3", "conv4", "conv5", "head"]
+        assert sum(part.params for part in stages.values()) == counted.params
+        assert sum(part.macs for part in stages.values()) == counted.macs
+        assert all(part.params > 0 and part.macs > 0 for part in blocks.values())
+
+
+def test_inserted_blocks_are_counted_by_themselves():
+    symbol, conf = get_symbol("resnet50", block="nl@4:5", glore="4:1")
+    _, blocks = summary.parts(symbol, conf)
+    assert sorted(blocks) == ["conv4_B01_extra", "conv4_B05_nl"]
+    assert blocks["conv4_B01_extra"].params == unit_params(1024)
+    # Four 1x1 layers between 1024 and 512 channels; 14 x 14 positions, and two products of all.
+    assert blocks["conv4_B05_nl"].params == 4 * 1024 * 512 + 3 * 512 + 1024
+    assert blocks["conv4_B05_nl"].macs == 4 * 1024 * 512 * 196 + 2 * 196 * 196 * 512
+    plain = count(*get_symbol("resnet50"))
+    added = sum(part.macs for part in blocks.values())
+    assert count(symbol, conf).macs == plain.macs + added
+
+
+def test_report_has_layers_stages_blocks_and_memory():
+    symbol, conf = get_symbol("resnet18", block="nl")
+    text = summary.report("resnet18", symbol, conf)
+    assert "# resnet18, input 3 x 224 x 224" in text
+    assert "| conv1_conv | Convolution | 1 x 64 x 112 x 112 | 9,408 | 118,013,952 |" in text
+    assert "| conv1_relu | Activation | 1 x 64 x 112 x 112 |  |  |" in text
+    assert "| stem | 0.010 | 118.014 |" in text
+    assert "| conv4_B01_nl | 0.132 | 35.525 |" in text
+    # 196 x 196 scores of 4 bytes.
+    assert "0.1 MiB are Non-local scores" in text
+    assert "Multiply-adds: 1,849,597,952." in text
+    assert "Non-local" not in summary.report("resnet18", *get_symbol("resnet18"))
+
+
+def test_comparison_tells_what_blocks_add():
+    rows = summary.compare(["resnet18", "resnet18+nl"], (3, 64, 64)).splitlines()
+    assert rows[0] == "|  | `resnet18` | `resnet18+nl` |"
+    cells = {row.split(" | ")[0].strip("| "): row.strip("| ").split(" | ")[1:] for row in rows}
+    assert cells["input"] == ["64 x 64", "64 x 64"]
+    assert cells["added to the first, M"] == ["+0.000", "+0.132"]
+    assert cells["inserted blocks"] == ["0", "1"]
+
+
+def test_picture_has_every_operation_once_and_frames_the_blocks():
+    symbol, conf = get_symbol("TINY_GLORE")
+    dot = summary.to_dot(symbol, conf)
+    nodes = [node.name for node in summary.operations(symbol, conf)]
+    assert all(dot.count(f'"{name}" [label=') == 1 for name in nodes)
+    assert dot.count("subgraph") == 2
+    assert 'label="conv3_B01_extra"' in dot
+    assert '"data" -> "conv1_conv"' in dot
+    assert "_weight" not in dot
+
+
+def test_command_line(capsys, tmp_path):
+    path = tmp_path / "graph.dot"
+    summary.main(["resnet18", "--block", "gc@4:1", "--block-ratio", "1/4", "--graph", str(path)])
+    out = capsys.readouterr().out
+    assert "| conv4_B01_gc_add-1_conv | Convolution | 1 x 64 x 1 x 1 | 16,448 | 16,384 |" in out
+    assert path.read_text().startswith("digraph")
+    summary.main(["--compare", "resnet18", "resnet18+se", "--input", "3,96,64"])
+    assert "96 x 64 | 96 x 64" in capsys.readouterr().out
+    summary.main(["resnet18", "resnet34"])
+    assert len(capsys.readouterr().out.splitlines()) == 4
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["resnet18", "--input", "3,8,64,64"], "this network reads 3,height,width"),
+        (["resnet18", "resnet34", "--block", "gc"], "for one NAME"),
+        (["--input", "3,64,64"], "--input is for one NAME"),
+        (["resnet18", "--compare", "resnet34"], "either before or after --compare"),
+        (["--compare", "resnet34+cg"], "'cg' is not one of"),
+    ],
+)
+def test_wrong_command_lines_are_explained(arguments, message):
+    with pytest.raises(UsageError, match=message):
+        summary.main(arguments)
+
+
+def test_block_costs_are_measured_side_by_side(capsys):
+    block_cost.main(["TINY_3D", "--blocks", "gc", "nl", "--input", "3,4,32,32", "--rounds", "2"])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "Input 1 x 3 x 4 x 32 x 32, 2 rounds, cpu(0)."
+    assert [line.split("`")[1] for line in lines[4:]] == ["TINY_3D", "TINY_3D+gc", "TINY_3D+nl"]
+    assert lines[4].count("(1.00)") == 2
+    assert block_cost.ratios([[1.0, 2.0], [10.0, 10.0], [2.0, 6.0]]) == [1.0, 2.0]

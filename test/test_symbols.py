@@ -11,7 +11,7 @@ from glore_common import UsageError
 from mxnet_compat import mx
 from network import get_symbol, list_networks, logits
 from network.cpu_graph import for_cpu_training
-from network.specs import ROWS, Context
+from network.specs import CONTEXT_KINDS, ROWS, Context
 from network.summary import infer
 from network.symbol_builder import resolve
 
@@ -151,7 +151,9 @@ def test_units_sit_where_the_row_says(row):
             # States and nodes: a half and a quarter of the stage's width.
             assert shapes[f"{unit}_conv-state_conv_weight"][0] == width // 2
             assert shapes[f"{unit}_conv-proj_conv_weight"][0] == width // 4
-    assert any("_se_fc1_weight" in name for name in shapes) == bool(row.context)
+    for kind in CONTEXT_KINDS:
+        found = any(f"_{kind}_" in name for name in shapes)
+        assert found == any(context.kind == kind for context in row.context)
 
 
 # Numbers ----------------------------------------------------------------------------------------
@@ -380,7 +382,7 @@ def test_se_scales_channels_as_its_formula_says():
         ("RESNET50_GLORE", {"dropout": 1.0}, "dropout must be a number from 0 to below 1"),
         ("RESNET50_GLORE", {"dropout": float("nan")}, "dropout must be a number"),
         ("RESNET50_GLORE", {"num_classes": 0}, "num_classes must be an integer of at least 1"),
-        ("RESNET50_GLORE", {"glore_flavour": "vidoe"}, "'vidoe' is not one of: video, released"),
+        ("RESNET50_GLORE", {"glore_flavour": "vidoe"}, "'vidoe' is not one of: video, "),
         ("RESNET50_GLORE", {"bn_momentum": 1.5}, "bn_momentum must be a number"),
         ("RESNET50_GLORE", {"bn_eps": 0}, "bn_eps must be a number"),
         ("RESNET50_GLORE", {"legacy_names": True}, "only the DPN rows have"),

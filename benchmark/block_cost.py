@@ -1,0 +1,138 @@
+"""What each block costs: parameters, multiply-adds, and time measured side by side.
+
+::
+
+    python -m benchmark.block_cost resnet50 --input 3,224,224
+    python -m benchmark.block_cost RESNET50_3D --input 3,8,112,112 --rounds 5
+
+All networks are built first and then run in turn, round after round, so that whatever else the
+machine does falls on all of them alike; a ratio is the median over the rounds of the time divided
+by that of the network without blocks in the same round.
+"""
+
+import argparse
+import statistics
+import sys
+import time
+
+from glore_common import progress, run_main
+from mxnet_compat import mx
+from network.block import build_block
+from network.summary import build_variant, count, markdown, parse_shape, with_shape
+from train.arguments import positive_int
+
+BLOCKS = ("gc", "gc@4:5/after", "se", "snl", "nl", "nl@4:1,3,5", "glore@0-3", "glore@2-3")
+
+
+def time_pass(block, data, training):
+    """Return the seconds of one pass over a batch: forward, with ``training`` also backward."""
+    mx.nd.waitall()
+    started = time.perf_counter()
+    if training:
+        with mx.autograd.record():
+            loss = block(data).sum()
+        loss.backward()
+        mx.nd.waitall()
+    else:
+        block(data).wait_to_read()
+    return time.perf_counter() - started
+
+
+def measure(variants, data, training, rounds):
+    """Return the seconds of every variant in every round.
+
+    Parameters
+    ----------
+    variants : sequence of (Symbol, InputConf)
+    data : mx.nd.NDArray
+        (n, *data_shape).
+    training : bool
+        Forward and backward pass, or the forward pass of evaluation.
+    rounds : int
+
+    Returns
+    -------
+    list of list of float
+        Per round, per variant.
+    """
+    blocks = [
+        build_block(symbol, conf, ctx=data.ctx, training=training) for symbol, conf in variants
+    ]
+    for block in blocks:
+        time_pass(block, data, training)
+    label = "training" if training else "inference"
+    return [
+        [time_pass(block, data, training) for block in blocks]
+        for _ in progress(range(rounds), label, unit="rounds")
+    ]
+
+
+def ratios(times):
+    """Return per variant the median over the rounds of its time divided by the first one's."""
+    return [
+        statistics.median(row[index] / row[0] for row in times) for index in range(len(times[0]))
+    ]
+
+
+def cost_table(names, variants, measured):
+    """Return the Markdown table.
+
+    Parameters
+    ----------
+    names : sequence of str
+    variants : sequence of (Symbol, InputConf)
+        The first is what the others are compared with.
+    measured : dict of str to list of list of float
+        Column title to times, see :func:`measure`.
+    """
+    counts = [count(symbol, conf) for symbol, conf in variants]
+    columns = {
+        f"{title}, s (ratio)": [
+            f"{statistics.median(row[index] for row in times):.3f} ({ratio:.2f})"
+            for index, ratio in enumerate(ratios(times))
+        ]
+        for title, times in measured.items()
+    }
+    header = ("network", "parameters, M", "added, M", "multiply-adds, G", "added, G", *columns)
+    rows = [
+        (
+            f"`{name}`",
+            f"{counted.params / 1e6:.2f}",
+            f"{(counted.params - counts[0].params) / 1e6:+.2f}",
+            f"{counted.macs / 1e9:.2f}",
+            f"{(counted.macs - counts[0].macs) / 1e9:+.2f}",
+            *(column[index] for column in columns.values()),
+        )
+        for index, (name, counted) in enumerate(zip(names, counts))
+    ]
+    return markdown(header, rows)
+
+
+def main(argv=None):
+    """Measure and print the table."""
+    parser = argparse.ArgumentParser(prog="python -m benchmark.block_cost", description=__doc__)
+    parser.add_argument("network", help="a network of the table")
+    parser.add_argument("--blocks", nargs="+", default=BLOCKS, help="see get_symbol's block")
+    parser.add_argument("--input", type=parse_shape, help="3,height,width or 3,frames,height,width")
+    parser.add_argument("--batch-size", type=positive_int, default=1)
+    parser.add_argument("--rounds", type=positive_int, default=5)
+    parser.add_argument("--gpu", type=int, help="number of a GPU (default: the CPU)")
+    args = parser.parse_args(argv)
+    names = [args.network, *(f"{args.network}+{block}" for block in args.blocks)]
+    variants = []
+    for name in names:
+        symbol, conf = build_variant(name)
+        variants.append((symbol, with_shape(conf, args.input)))
+    ctx = mx.cpu() if args.gpu is None else mx.gpu(args.gpu)
+    shape = (args.batch_size, *variants[0][1].data_shape)
+    data = mx.nd.random.normal(shape=shape, ctx=ctx)
+    measured = {
+        title: measure(variants, data, training, args.rounds)
+        for title, training in (("inference", False), ("training", True))
+    }
+    print(f"Input {' x '.join(map(str, shape))}, {args.rounds} rounds, {ctx}.\n")
+    print(cost_table(names, variants, measured))
+
+
+if __name__ == "__main__":
+    sys.exit(run_main(main))

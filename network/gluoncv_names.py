@@ -1,0 +1,168 @@
+"""The weights of gluoncv's model zoo under our names: post-activation ResNets of basic blocks.
+
+gluoncv has two families of the same layers, ``resnet18_v1`` and ``resnet18_v1b``, and MXNet has two
+ways of naming parameters in a file: by attributes (``features.5.0.body.3.weight``,
+``layer2.0.conv2.weight``), as ``save_parameters`` does, and by the layers' own names, as ``export``
+does, with or without the network's prefix (``resnetv10_stage2_conv1_weight``). All are read.
+
+The network is that of He et al., CVPR 2016; the names are those of the project dmlc/gluon-cv.
+"""
+
+import os
+import re
+import zipfile
+
+from glore_common import GloReError, UsageError
+
+LEAVES = {"running_mean": "moving_mean", "running_var": "moving_var"}
+LEAF = r"(?P<leaf>weight|bias|gamma|beta|running_mean|running_var)$"
+KINDS = {"conv": "conv", "batchnorm": "bn", "bn": "bn"}
+# Of basic blocks: in resnet*_v1 the shortcut's convolution, which the first block of a stage but
+# the first one has, is counted after the block's own two.
+PER_BLOCK, SHORTCUT = 2, 2
+
+
+def _block(stage, block, branch, kind):
+    return f"conv{stage + 1}_B{block:02d}_conv-{branch}_{kind}"
+
+
+def _stem(found):
+    return f"conv1_{KINDS[found['kind']]}"
+
+
+def _features(found):
+    return "conv1_conv" if found["index"] == "0" else "conv1_bn"
+
+
+def _body(found):
+    layer, step = divmod(int(found["index"]), 3)
+    kind = ("conv", "bn", None)[step]
+    # features.4 is the first stage; in a body each third layer is a rectifier.
+    return kind and _block(int(found["stage"]) - 3, int(found["block"]) + 1, f"m{layer + 1}", kind)
+
+
+def _downsample(found):
+    stage = int(found["stage"]) - 3 if found["family"] == "features" else int(found["stage"])
+    kind = ("conv", "bn")[int(found["index"])]
+    return _block(stage, int(found["block"]) + 1, "w1", kind)
+
+
+def _layer(found):
+    branch = f"m{found['index']}"
+    return _block(int(found["stage"]), int(found["block"]) + 1, branch, KINDS[found["kind"]])
+
+
+def _counted(found):
+    """Place the layer number ``index`` of a stage."""
+    stage, index, kind = int(found["stage"]), int(found["index"]), KINDS[found["kind"]]
+    if found["family"] == "stage" and stage > 1:
+        if index == SHORTCUT:
+            return _block(stage, 1, "w1", kind)
+        index -= index > SHORTCUT
+    block, branch = divmod(index, PER_BLOCK)
+    return _block(stage, block + 1, f"m{branch + 1}", kind)
+
+
+def _down(found):
+    return _block(int(found["stage"]), 1, "w1", KINDS[found["kind"]])
+
+
+# What a name without its leaf looks like, and what makes ours of it.
+PATTERNS = tuple(
+    (re.compile(pattern), make)
+    for pattern, make in (
+        (r"features\.(?P<index>[01])$", _features),
+        (r"features\.(?P<stage>[4-7])\.(?P<block>\d+)\.body\.(?P<index>\d+)$", _body),
+        (
+            r"(?P<family>features|layer)\.?(?P<stage>[1-7])\.(?P<block>\d+)\.downsample\."
+            r"(?P<index>[01])$",
+            _downsample,
+        ),
+        (r"(?P<kind>conv|bn)1$", _stem),
+        (r"layer(?P<stage>[1-4])\.(?P<block>\d+)\.(?P<kind>conv|bn)(?P<index>\d+)$", _layer),
+        (
+            r"(\w+?_)??(?P<family>stage|layers)(?P<stage>[1-4])_(?P<kind>conv|batchnorm)"
+            r"(?P<index>\d+)$",
+            _counted,
+        ),
+        (r"(\w+?_)??down(?P<stage>[1-4])_(?P<kind>conv|batchnorm)0$", _down),
+        # After those whose names end like it.
+        (r"(\w+?_)??(?P<kind>conv|batchnorm)0$", _stem),
+        (r"(\w+_)?(output|fc|dense0)$", lambda found: "classifier"),
+    )
+)
+# A file is gluoncv's if it has the first convolution of its second stage under one of its names.
+MARK = re.compile(
+    r"^((arg|aux):)?(features\.5\.0\.body\.0\.|layer2\.0\.conv1\.|(\w+_)?(stage|layers)2_conv0_)"
+    "weight$"
+)
+
+
+def our_name(name):
+    """Return our name of a gluoncv parameter, or None if it is none of those networks'."""
+    match = re.match(r"(?P<kind>(arg|aux):)?(?P<path>.+?)[._]" + LEAF, name)
+    if match is None:
+        return None
+    for pattern, make in PATTERNS:
+        found = pattern.match(match["path"])
+        if found:
+            made = make(found.groupdict())
+            leaf = LEAVES.get(match["leaf"], match["leaf"])
+            return made and f"{match['kind'] or ''}{made}_{leaf}"
+    return None
+
+
+def from_gluoncv(params):
+    """Return a file's parameters under our names, if it is one of gluoncv; else unchanged.
+
+    Parameters
+    ----------
+    params : dict
+        Name in the file to array.
+
+    Returns
+    -------
+    dict
+        What has no name here keeps its own, so that a strict comparison lists it.
+    """
+    if not any(MARK.match(name) for name in params):
+        return params
+    return {our_name(name) or name: value for name, value in params.items()}
+
+
+def zoo_weights(name):
+    """Return the path of a network's ImageNet weights of gluoncv's model zoo.
+
+    They lie where gluoncv keeps them, ``$MXNET_HOME/models`` or ``~/.mxnet/models``; missing, they
+    are downloaded.
+
+    Parameters
+    ----------
+    name : str
+        Such as ``resnet18_v1``: our rows are called as gluoncv's networks are.
+
+    Raises
+    ------
+    UsageError
+        If gluoncv has no weights of that name.
+    GloReError
+        If they cannot be downloaded: what to download, and where to put it.
+    """
+    from gluoncv.model_zoo.model_store import apache_repo_url, get_model_file, short_hash
+
+    try:
+        file = f"{name}-{short_hash(name)}"
+    except ValueError:
+        raise UsageError(
+            f"gluoncv's model zoo has no weights for {name}: name a file with --pretrained FILE"
+        ) from None
+    home = os.environ.get("MXNET_HOME") or os.path.join("~", ".mxnet")
+    folder = os.path.expanduser(os.path.join(home, "models"))
+    try:
+        return get_model_file(name)
+    except (OSError, RuntimeError, ValueError, zipfile.BadZipFile) as error:
+        raise GloReError(
+            f"the weights of {name} cannot be downloaded ({error}). Where there is a network, "
+            f"download {apache_repo_url}gluon/models/{file}.zip, unpack it and put {file}.params "
+            f"into {folder}; or name the file with --pretrained FILE."
+        ) from error
