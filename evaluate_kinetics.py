@@ -9,21 +9,19 @@ import os
 import sys
 import time
 
-import numpy as np
-
+import glore_cli
 from data.iterator_factory import get_test_loader
 from data.video_iterator import write_bad_files
 from dataset import get_config, list_datasets, prepare_demo
-from glore_common import GloReError, UsageError, progress, run_main, write_text
-from mxnet_compat import mx
+from glore_common import GloReError, UsageError, run_main, write_text
 from network.block import build_block
 from network.checkpoint import read_source
 from network.params import check
 from network.symbol_builder import get_spec, get_symbol
 from train import arguments
 from train.callback import log_to
-from train.metric import ConfusionMatrix
 from train.plots import plot_confusion
+from train.scoring import average_scores, predictions, predictor, summarize
 
 LOGGER = logging.getLogger("glore")
 # Settings that a run file of train_kinetics.py holds and an option of the same name overrules.
@@ -53,11 +51,10 @@ DEFAULTS = {
 def get_parser():
     """Return the script's argument parser."""
     parser = arguments.Parser(__doc__.split("\n\n")[0])
-    group = parser.add_argument_group("model")
+    group = glore_cli.add_architecture_arguments(parser, None, dropout="no matter here")
     group.add_argument(
         "--from-run", metavar="JSON", help="take what is not given here from this training run"
     )
-    group.add_argument("--network", help=f"name (default: {DEFAULTS['network']})")
     group.add_argument("--model-root", help=f"folder (default: {DEFAULTS['model_root']})")
     group.add_argument("--model-subpath", help=".params or .pth file in it; needed")
     group = parser.add_argument_group("data")
@@ -119,6 +116,7 @@ def settle(args):
             ) from error
     # What was built by other overrides cannot take the weights of another network.
     args.overrides = {} if args.network else run.get("overrides", {})
+    args.overrides.update(glore_cli.network_overrides(args))
     args.curves = run.get("curves")
     for name in FROM_RUN:
         if getattr(args, name) is None:
@@ -136,79 +134,11 @@ def settle(args):
     return config
 
 
-def score_videos(block, loader, contexts, max_videos=None):
-    """Return softmax scores averaged per video, and labels.
-
-    Parameters
-    ----------
-    block : gluon.Block
-        Gives logits (n, classes).
-    loader : iterable
-        Yields (data, label, index); rows of one index are clips of one video.
-    contexts : list of mx.Context
-        Each batch is split over these.
-    max_videos : int, optional
-        Stop once so many videos are complete.
-
-    Returns
-    -------
-    dict
-        Index of the video to (label, mean scores (classes,), number of clips).
-    """
-    sums = {}
-    for data, label, index in progress(loader, "Testing", total=len(loader), unit="batches"):
-        parts = mx.gluon.utils.split_and_load(data, contexts, even_split=False)
-        outputs = [mx.nd.softmax(block(part)) for part in parts]
-        scores = np.concatenate([output.asnumpy() for output in outputs]).astype(np.float64)
-        for row, own, video in zip(scores, label.asnumpy(), index):
-            _, total, clips = sums.get(video, (0, 0.0, 0))
-            sums[int(video)] = (int(own), total + row, clips + 1)
-        if max_videos is not None and len(sums) > max_videos:
-            break
-    ordered = sorted(sums.items())[:max_videos]
-    return {video: (own, total / clips, clips) for video, (own, total, clips) in ordered}
-
-
-def summarize(scores, num_classes):
-    """Return (figures, confusion matrix) of :func:`score_videos`' result.
-
-    The loss is the cross entropy of a video's mean score.
-    """
-    labels = np.array([label for label, _, _ in scores.values()])
-    means = np.stack([mean for _, mean, _ in scores.values()])
-    own = means[np.arange(len(labels)), labels]
-    # Of equal scores the lower class comes first, as in training.
-    earlier = np.arange(num_classes)[None] < labels[:, None]
-    rank = (means > own[:, None]).sum(1) + ((means == own[:, None]) & earlier).sum(1)
-    confusion = ConfusionMatrix(num_classes)
-    confusion.update(labels, means.argmax(1))
-    figures = {
-        "videos": len(labels),
-        "loss": float(-np.log(np.maximum(own, np.finfo(np.float64).tiny)).mean()),
-        "top1": float((rank < 1).mean()),
-        "top5": float((rank < 5).mean()),
-        "mean_class_accuracy": confusion.mean_class_accuracy(),
-    }
-    return figures, confusion
-
-
 def write_results(prefix, args, config, figures, scores, confusion, paths):
     """Write ``PREFIX.json`` and ``PREFIX_confusion.png``."""
     names = None
     if os.path.exists(config.mapping_table):
         names = config.class_names()
-    predictions = [
-        {
-            "video": paths[video],
-            "label": label,
-            "prediction": int(mean.argmax()),
-            "score": round(float(mean.max()), 6),
-            "label_score": round(float(mean[label]), 6),
-            "top5": [int(index) for index in np.argsort(-mean, kind="stable")[:5]],
-            "views": clips,
-        }
-        for video, (label, mean, clips) in scores.items()
-    ]
     content = {
         "network": get_spec(args.network).name,
         "weights": os.path.join(args.model_root, args.model_subpath),
@@ -220,7 +150,7 @@ def write_results(prefix, args, config, figures, scores, confusion, paths):
         "num_crops": args.num_crops,
         **figures,
         "class_names": names,
-        "predictions": predictions,
+        "predictions": predictions(scores, "video", paths),
     }
     write_text(f"{prefix}.json", json.dumps(content, indent=1, ensure_ascii=False) + "\n")
     title = f"{content['network']} on {config.name}: top-1 {figures['top1']:.2%}"
@@ -276,7 +206,7 @@ def main(argv=None):
         )
         started = time.perf_counter()
         try:
-            scores = score_videos(block, loader, contexts, args.max_videos)
+            scores = average_scores(predictor(block, contexts), loader, limit=args.max_videos)
             seconds = time.perf_counter() - started
             bad = write_bad_files([loader], f"{prefix}_bad-files.tsv")
         finally:
@@ -284,6 +214,7 @@ def main(argv=None):
         if not scores:
             raise GloReError(f"no video of {config.val_list} could be read: there is no result")
         figures, confusion = summarize(scores, config.num_classes)
+        figures = {"videos": figures.pop("count"), **figures}
         figures["videos_per_second"] = round(len(scores) / seconds, 3)
         paths = loader.dataset.video_list
         names = {video: paths.rows[video].path for video in scores}

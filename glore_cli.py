@@ -1,18 +1,24 @@
-"""What the training scripts share: options of the network, and what is made of the options.
+"""What the scripts share: options of the network, and what is made of the options.
 
 It joins ``network/`` and ``train/``, which do not know one another; ``train.arguments`` has the
 options that concern training alone.
 """
 
+import argparse
 import logging
 import os
 import time
 
 from glore_common import UsageError
+from mxnet_compat import mx
 from network.block import FINE_TUNE_LR_MULT, build_block
 from network.checkpoint import load_pretrained
+from network.initializer import CONTEXTS, DEFAULT_RULES, UNITS
+from network.released import locate
+from network.specs import PLACEMENTS
 from network.summary import count
 from network.symbol_builder import get_spec
+from network.symbol_context import MODES
 from train import arguments
 from train.callback import Reporter
 from train.checkpoint import CheckpointStore
@@ -23,11 +29,25 @@ from train.precise_bn import PreciseBN
 LOGGER = logging.getLogger("glore")
 
 # Network options that are overrides of get_symbol under the same name.
-_OVERRIDES = ("glore", "num_node", "num_state", "normalize", "dropout")
+_OVERRIDES = (
+    "clip_length",
+    "crop_size",
+    "glore",
+    "block",
+    "block_ratio",
+    "block_positions",
+    "block_placement",
+    "nl_mode",
+    "nl_sub_sample",
+    "num_node",
+    "num_state",
+    "normalize",
+    "dropout",
+)
 
 
-def add_network_arguments(parser, network, dropout="0.5 in 3D"):
-    """Add the group ``network``: which one, its overrides, and what it starts from.
+def add_architecture_arguments(parser, network, dropout="0.5 in 3D"):
+    """Add the group ``network``: which one, and its overrides.
 
     Parameters
     ----------
@@ -36,6 +56,10 @@ def add_network_arguments(parser, network, dropout="0.5 in 3D"):
         The default.
     dropout : str
         What ``--help`` says of the default of ``--dropout``.
+
+    Returns
+    -------
+    The group.
     """
     group = parser.add_argument_group("network")
     group.add_argument("--network", default=network, help="see README's table of networks")
@@ -45,22 +69,118 @@ def add_network_arguments(parser, network, dropout="0.5 in 3D"):
         help="GloRe units: '2-3' (that many in conv3 and conv4), '3:1,3;4:1,3,5' or none "
         "(default: the network's own)",
     )
+    group.add_argument(
+        "--block",
+        metavar="KINDS",
+        help="blocks of the kinds gc, se, snl, nl, glore: 'gc', 'gc@c3-c5,nl@4:5/after', or none "
+        "(default: the network's own)",
+    )
+    group.add_argument(
+        "--block-ratio", metavar="SHARE", help="width within context blocks, such as 1/16"
+    )
+    group.add_argument(
+        "--block-positions", metavar="WHERE", help="of all context blocks: c3-c5, all, '3:1,3;4:5'"
+    )
+    group.add_argument(
+        "--block-placement",
+        choices=PLACEMENTS,
+        help="of all context blocks: before the shortcut sum, or after it",
+    )
+    group.add_argument("--nl-mode", choices=MODES, help="form of the Non-local blocks")
+    arguments.add_flag(
+        group, "--nl-sub-sample", "Non-local blocks compare with a 2x2 pooled map", default=None
+    )
     group.add_argument("--num-node", type=arguments.positive_int, help="nodes of each unit")
     group.add_argument("--num-state", type=arguments.positive_int, help="states of each unit")
     arguments.add_flag(
         group, "--normalize", "units divide by the number of positions", default=None
     )
     group.add_argument("--dropout", type=float, help=f"before the classifier (default: {dropout})")
+    return group
+
+
+def add_network_arguments(parser, network, dropout="0.5 in 3D"):
+    """Add the group ``network``: which one, its overrides, and what it starts from.
+
+    See :func:`add_architecture_arguments`.
+    """
+    group = add_architecture_arguments(parser, network, dropout)
     group.add_argument(
         "--pretrained",
-        metavar="FILE",
+        metavar="FILE|NAME",
         default="",
         help="start from these weights: an MXNet prefix or .params, a PyTorch .pth, or the name of "
         "a released network; a 2D network's kernels are inflated for a 3D one",
     )
     arguments.add_flag(
+        group,
+        "--fresh-units",
+        "units and context blocks that --pretrained lacks start afresh",
+    )
+    arguments.add_flag(
         group, "--fine-tune", "all layers but the classifier learn at half the learning rate"
     )
+
+
+def three(element):
+    """Return a type for three comma-separated numbers, or one for all channels."""
+
+    def convert(text):
+        values = arguments.comma_list(element)(text)
+        if len(values) not in (1, 3):
+            raise argparse.ArgumentTypeError(f"{text!r} has {len(values)} values, not 3 (or 1)")
+        return values if len(values) == 3 else values * 3
+
+    return convert
+
+
+def add_pixel_arguments(group):
+    """Add --rgb-mean and --rgb-std or --scale, in the units of MXNet's own scripts."""
+    group.add_argument(
+        "--rgb-mean",
+        type=three(float),
+        metavar="R,G,B",
+        help="what is subtracted, of pixels 0..255 (default: the network's, 124,117,104)",
+    )
+    scale = group.add_mutually_exclusive_group()
+    scale.add_argument(
+        "--rgb-std",
+        type=three(arguments.positive_float),
+        metavar="R,G,B",
+        help="what is then divided by (default: the network's, 1 / 0.0167)",
+    )
+    scale.add_argument(
+        "--scale", type=arguments.positive_float, help="what is multiplied by instead"
+    )
+
+
+def normalisation(args, own):
+    """Return mean and std on the scale 0..1: those asked for, else ``own.mean`` and ``own.std``."""
+    mean, std = own.mean, own.std
+    if args.rgb_mean:
+        mean = tuple(value / 255 for value in args.rgb_mean)
+    if args.rgb_std:
+        std = tuple(value / 255 for value in args.rgb_std)
+    if args.scale:
+        std = (1 / (255 * args.scale),) * 3
+    return mean, std
+
+
+def add_other_arguments(parser):
+    """Add the group ``other``: --dry-run and --debug-mode; returns it."""
+    group = parser.add_argument_group("other")
+    arguments.add_flag(group, "--dry-run", "build everything, run one batch, print the plan")
+    arguments.add_flag(group, "--debug-mode", "log more")
+    return group
+
+
+def settle_run(args, data_name):
+    """Fill in what follows from other options: the task's name, the length of a validation."""
+    if args.max_val_batches is None:
+        # A trial of a few steps is not followed by a validation that takes far longer.
+        args.max_val_batches = args.max_steps or 0
+    if not args.task_name:
+        args.task_name = f"{data_name}_{get_spec(args.network).name}"
 
 
 def check_network_arguments(args):
@@ -71,36 +191,45 @@ def check_network_arguments(args):
     if args.pretrained.lower() == "true":
         raise UsageError(
             "--pretrained takes the file or the name of the weights to start from. "
-            "See 'Converting released weights' in README.md."
+            "See 'Comparing with the released weights' and 'Converting released PyTorch weights' "
+            "in README.md."
         )
 
 
 def network_overrides(args):
     """Return the keywords for ``get_symbol`` that the command line asks for."""
-    overrides = {"crop_size": args.crop_size}
-    if getattr(args, "clip_length", None) is not None:
-        overrides["clip_length"] = args.clip_length
-    for name in _OVERRIDES:
-        if getattr(args, name) is not None:
-            overrides[name] = getattr(args, name)
-    return overrides
+    given = ((name, getattr(args, name, None)) for name in _OVERRIDES)
+    return {name: value for name, value in given if value is not None}
 
 
-def get_block(args, symbol, input_conf, contexts, lr_mult=None, wd_mult=None):
+def get_block(args, symbol, input_conf, contexts, lr_mult=None, wd_mult=None, rules=()):
     """Return the network as a Gluon block: fresh, or with the weights of ``--pretrained``.
 
     ``lr_mult`` and ``wd_mult`` are rule sets of :mod:`network.block`; ``--fine-tune`` has its own
-    for the learning rate.
+    for the learning rate. ``rules`` (:mod:`network.initializer`) go before the default ones for
+    what starts afresh.
     """
+    if args.dtype == "float16" and any(c.device_type.startswith("cpu") for c in contexts):
+        raise UsageError(
+            "--dtype float16 is for GPUs: MXNet has no fast float16 on a CPU. Leave it out, or "
+            "name GPUs with --gpus."
+        )
     params = None
     if args.pretrained:
-        inputs = {"data": (1, *input_conf.data_shape)}
-        params = load_pretrained(symbol, args.pretrained, inputs, seed=args.random_seed)
+        params = load_pretrained(
+            symbol,
+            locate(args.pretrained),
+            {"data": (1, *input_conf.data_shape)},
+            allow_missing=(UNITS, CONTEXTS) if args.fresh_units else (),
+            seed=args.random_seed,
+            rules=(*rules, *DEFAULT_RULES),
+        )
     block = build_block(
         symbol,
         input_conf,
         ctx=contexts,
         params=params,
+        initializer=None if args.pretrained else rules,
         seed=args.random_seed,
         lr_mult=FINE_TUNE_LR_MULT if args.fine_tune else lr_mult,
         wd_mult=wd_mult,
@@ -111,18 +240,29 @@ def get_block(args, symbol, input_conf, contexts, lr_mult=None, wd_mult=None):
 
 
 def get_schedule(args, train_batches):
-    """Return the learning-rate schedule."""
-    parts = range(args.end_epoch)
-    bounds = (epoch_bounds(part, train_batches, args.epoch_div_factor) for part in parts)
+    """Return the learning-rate schedule for a training set of so many batches."""
+
+    def steps(logged_epochs):
+        parts = range(logged_epochs)
+        bounds = (epoch_bounds(part, train_batches, args.epoch_div_factor) for part in parts)
+        return sum(-(-(last - first) // args.accumulate) for _, first, last in bounds)
+
+    lr_steps = steps_from_samples(args.lr_steps, args.batch_size * args.accumulate)
+    warmup_steps = args.warmup_steps
+    steps_per_pass = steps(args.epoch_div_factor)
+    if args.lr_step_epochs is not None:
+        lr_steps = [int(passes * steps_per_pass) for passes in args.lr_step_epochs]
+    if args.warmup_epochs is not None:
+        warmup_steps = int(args.warmup_epochs * steps_per_pass)
     return make_schedule(
         args.lr_schedule,
         args.lr_base,
-        steps=steps_from_samples(args.lr_steps, args.batch_size * args.accumulate),
+        steps=lr_steps,
         factor=args.lr_factor,
-        total_steps=sum(-(-(last - first) // args.accumulate) for _, first, last in bounds),
+        total_steps=steps(args.end_epoch),
         power=args.lr_power,
         final_lr=args.lr_final,
-        warmup_steps=args.warmup_steps,
+        warmup_steps=warmup_steps,
         warmup_factor=args.warmup_factor,
     )
 
@@ -149,6 +289,7 @@ def get_run_config(args):
         loss_scale=args.loss_scale,
         label_smoothing=args.label_smoothing,
         precise_bn=PreciseBN(*args.precise_bn_batches) if args.precise_bn else None,
+        kvstore=args.kv_store,
     )
 
 
@@ -167,20 +308,21 @@ def log_network(args, symbol, input_conf):
 def log_schedule(args, train_batches):
     """Log how long the training is going to be, and where its files go."""
     LOGGER.info(
-        "Schedule   %d logged epochs of 1/%d pass (%d batches of %d), learning rate %g (%s)",
+        "Schedule   %d logged epochs of 1/%d pass (%d batches of %d), %s, learning rate %g (%s)",
         args.end_epoch,
         args.epoch_div_factor,
         -(-train_batches // args.epoch_div_factor),
         args.batch_size,
+        args.optimizer,
         args.lr_base,
         args.lr_schedule,
     )
     LOGGER.info("Files      %s", os.path.join(args.model_dir, args.task_name + "_*"))
 
 
-def dry_run(block, loader, optimizer, schedule, run, contexts):
+def dry_run(block, loader, optimizer, schedule, run, contexts, batch_hook=None):
     """Train one batch, and write nothing."""
-    learner = Learner(block, optimizer, contexts, run)
+    learner = Learner(block, optimizer, contexts, run, batch_hook)
     started = time.perf_counter()
     batch = next(iter(loader))
     read = time.perf_counter()
@@ -195,8 +337,59 @@ def dry_run(block, loader, optimizer, schedule, run, contexts):
     )
 
 
+def benchmark(block, batch, optimizer, schedule, run, contexts, steps, batch_hook=None):
+    """Time training steps on one batch that stays in memory, and log samples per second.
+
+    Parameters
+    ----------
+    batch : (NDArray, NDArray)
+        Data and labels.
+    steps : int
+        How many; the first ones (a fifth, at most 10, and one at least where there are two) are
+        not timed.
+
+    Returns
+    -------
+    float
+        Samples per second, the mean over the timed steps.
+    """
+    learner = Learner(block, optimizer, contexts, run, batch_hook)
+    warmup = min(max(1, steps // 5), 10, steps - 1)
+    started = time.perf_counter()
+    for step in range(1, steps + 1):
+        results = learner.step([batch] * run.accumulate, schedule(step), run.seed)
+        if step in (warmup, steps):
+            # Else steps are queued, as in training.
+            loss = sum(float(loss.sum().asscalar()) for loss in results[-1][0])
+            mx.nd.waitall()
+        if step == warmup:
+            started = time.perf_counter()
+    seconds = (time.perf_counter() - started) / (steps - warmup)
+    samples = batch[0].shape[0] * run.accumulate
+    LOGGER.info(
+        "Benchmark  %.2f samples/s in training: %.3f s a step of %d, mean of %d steps after %d of "
+        "warm-up; loss %.4f. Nothing was read or written.",
+        samples / seconds,
+        seconds,
+        samples,
+        steps - warmup,
+        warmup,
+        loss / batch[0].shape[0],
+    )
+    return samples / seconds
+
+
 def train_network(
-    args, block, loaders, optimizer, schedule, contexts, log_file, settings, write_bad_files
+    args,
+    block,
+    loaders,
+    optimizer,
+    schedule,
+    contexts,
+    log_file,
+    settings,
+    write_bad_files,
+    batch_hook=None,
 ):
     """Train, or try one batch with ``--dry-run``; report unreadable files; close the loaders.
 
@@ -205,13 +398,13 @@ def train_network(
     args : argparse.Namespace
     block : network.block.SymbolNet
     loaders : (loader, loader)
-        For training and validation.
-    optimizer, schedule, contexts :
+        For training and validation; the latter may be None.
+    optimizer, schedule, contexts, batch_hook :
         See :func:`train.model.train_and_evaluate`.
     log_file : str or None
         Other logs go to its folder.
     settings : dict
-        Kept in checkpoints beside the network's name and overrides.
+        Kept in checkpoints beside the network's name and overrides; None is left out.
     write_bad_files : callable
         (loaders, path) -> number of files that could not be read.
 
@@ -225,7 +418,7 @@ def train_network(
     log_dir = os.path.dirname(log_file or "") or "."
     try:
         if args.dry_run:
-            dry_run(block, train, optimizer, schedule, run, contexts)
+            dry_run(block, train, optimizer, schedule, run, contexts, batch_hook)
             return None
         reporter = Reporter(args.task_name, log_dir=log_dir, tensorboard=args.tensorboard)
         summary = train_and_evaluate(
@@ -236,15 +429,17 @@ def train_network(
             schedule,
             run,
             contexts=contexts,
+            batch_hook=batch_hook,
             reporter=reporter,
             settings={
                 "network": get_spec(args.network).name,
                 "overrides": network_overrides(args),
-                **settings,
+                **{name: value for name, value in settings.items() if value is not None},
             },
         )
         return summary, reporter.curves_path
     finally:
+        loaders = [loader for loader in loaders if loader is not None]
         if not args.dry_run:
             path = os.path.join(log_dir, f"{args.task_name}_bad-files.tsv")
             found = write_bad_files(loaders, path)

@@ -18,7 +18,7 @@ from network.block import KINETICS_LR_MULT, KINETICS_WD_MULT
 from network.symbol_builder import get_spec, get_symbol
 from train import arguments
 from train.callback import default_log_file, log_to
-from train.optimizer import NesterovSGD
+from train.optimizer import make_optimizer
 
 LOGGER = logging.getLogger("glore")
 
@@ -46,7 +46,10 @@ RECORDED = (
     "lr_schedule",
     "lr_steps",
     "lr_factor",
+    "lr_step_epochs",
     "warmup_steps",
+    "warmup_epochs",
+    "optimizer",
     "momentum",
     "weight_decay",
     "label_smoothing",
@@ -110,9 +113,7 @@ def get_parser():
     arguments.add_device_arguments(parser)
     arguments.add_checkpoint_arguments(parser)
     arguments.add_logging_arguments(parser)
-    group = parser.add_argument_group("other")
-    arguments.add_flag(group, "--dry-run", "build everything, run one batch, print the plan")
-    arguments.add_flag(group, "--debug-mode", "log more")
+    group = glore_cli.add_other_arguments(parser)
     group.add_argument(
         "--run-file", default="", help="write what the testing script needs to know to this file"
     )
@@ -127,11 +128,7 @@ def settle(args, config):
     for name in OF_DATASET:
         if getattr(args, name) is None:
             setattr(args, name, getattr(config, name))
-    if args.max_val_batches is None:
-        # A trial of a few steps is not followed by a validation that takes far longer.
-        args.max_val_batches = args.max_steps or 0
-    if not args.task_name:
-        args.task_name = f"{config.name}_{get_spec(args.network).name}"
+    glore_cli.settle_run(args, config.name)
 
 
 def get_loaders(args, config, input_conf):
@@ -243,7 +240,7 @@ def main(argv=None):
                 args, symbol, input_conf, contexts, KINETICS_LR_MULT, KINETICS_WD_MULT
             ),
             loaders,
-            NesterovSGD(momentum=args.momentum, wd=args.weight_decay),
+            make_optimizer(args.optimizer, args.momentum, args.weight_decay),
             glore_cli.get_schedule(args, len(train)),
             contexts,
             log_file,

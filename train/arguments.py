@@ -7,13 +7,17 @@
 import argparse
 import logging
 import math
+import os
 
 from glore_common import UsageError, closest_first
 from mxnet_compat import mx
 
 from .lr_scheduler import SCHEDULES
+from .optimizer import OPTIMIZERS
 
 LOGGER = logging.getLogger("glore.train")
+# Of one machine.
+KV_STORES = ("device", "local", "nccl")
 _TRUE = ("true", "yes", "on", "1")
 _FALSE = ("false", "no", "off", "0")
 
@@ -200,7 +204,7 @@ def devices(gpus=None, seen=None):
 
 
 def add_device_arguments(parser, dtype=True):
-    """Add the group ``devices``: --gpus, --dtype, --loss-scale."""
+    """Add the group ``devices``: --gpus and, with ``dtype``, --kv-store, --dtype, --loss-scale."""
     group = parser.add_argument_group("devices")
     group.add_argument(
         "--gpus",
@@ -209,6 +213,12 @@ def add_device_arguments(parser, dtype=True):
         help="GPU numbers such as 0,1; '' for the CPU (default: all GPUs, else the CPU)",
     )
     if dtype:
+        group.add_argument(
+            "--kv-store",
+            choices=KV_STORES,
+            default="device",
+            help="where the gradients of several GPUs are added up",
+        )
         group.add_argument(
             "--dtype",
             choices=("float32", "float16"),
@@ -238,7 +248,11 @@ def add_run_arguments(parser, end_epoch, random_seed=1):
     """
     group = parser.add_argument_group("run")
     group.add_argument(
-        "--end-epoch", type=positive_int, default=end_epoch, help="logged epochs to train"
+        "--end-epoch",
+        "--num-epochs",
+        type=positive_int,
+        default=end_epoch,
+        help="logged epochs to train",
     )
     group.add_argument(
         "--max-steps", type=positive_int, help="stop after this many steps, resumed ones included"
@@ -275,24 +289,37 @@ def add_schedule_arguments(
     warmup_steps=0,
     momentum=0.9,
     weight_decay=1e-4,
+    optimizer="nesterov",
 ):
-    """Add the group ``optimiser``: learning rate, its schedule, momentum and weight decay.
+    """Add the group ``optimiser``: which one, learning rate, schedule, momentum, weight decay.
 
     Parameters
     ----------
     parser : argparse.ArgumentParser
         Where to add it.
-    lr_base, lr_steps, lr_factor, schedule, warmup_steps, momentum, weight_decay
+    lr_base, lr_steps, lr_factor, schedule, warmup_steps, momentum, weight_decay, optimizer
         Defaults of the options; ``lr_steps`` in samples.
     """
     group = parser.add_argument_group("optimiser")
     group.add_argument(
-        "--lr-base", type=positive_float, default=lr_base, help="learning rate after the warm-up"
+        "--optimizer",
+        choices=OPTIMIZERS,
+        default=optimizer,
+        help="nesterov: PyTorch's form, the learning rate outside of the momentum; sgd: MXNet's "
+        "plain momentum; nag: MXNet's Nesterov",
+    )
+    group.add_argument(
+        "--lr-base",
+        "--lr",
+        type=positive_float,
+        default=lr_base,
+        help="learning rate after the warm-up",
     )
     group.add_argument(
         "--lr-schedule", choices=SCHEDULES, default=schedule, help="how the rate falls"
     )
-    group.add_argument(
+    steps = group.add_mutually_exclusive_group()
+    steps.add_argument(
         "--lr-steps",
         type=comma_list(samples),
         default=tuple(lr_steps),
@@ -300,13 +327,25 @@ def add_schedule_arguments(
         help="samples after which the rate is multiplied by --lr-factor, e.g. 1.08e7,1.56e7"
         + (f" (default: {','.join(f'{value:g}' for value in lr_steps)})" if lr_steps else ""),
     )
+    steps.add_argument(
+        "--lr-step-epochs",
+        type=comma_list(positive_float),
+        metavar="LIST",
+        help="the same in passes over the data, e.g. 30,60,90",
+    )
     group.add_argument("--lr-factor", type=positive_float, default=lr_factor, help="see --lr-steps")
     group.add_argument(
         "--lr-final", type=number(float, 0.0), default=0.0, help="last rate of poly and cosine"
     )
     group.add_argument("--lr-power", type=positive_float, default=0.9, help="power of poly")
-    group.add_argument(
+    warmup = group.add_mutually_exclusive_group()
+    warmup.add_argument(
         "--warmup-steps", type=count, default=warmup_steps, help="steps of the linear warm-up"
+    )
+    warmup.add_argument(
+        "--warmup-epochs",
+        type=number(float, 0.0),
+        help="the same in passes over the data",
     )
     group.add_argument(
         "--warmup-factor",
@@ -315,10 +354,14 @@ def add_schedule_arguments(
         help="share of the rate that the warm-up starts from",
     )
     group.add_argument(
-        "--momentum", type=number(float, 0.0, 0.999), default=momentum, help="Nesterov momentum"
+        "--momentum",
+        "--mom",
+        type=number(float, 0.0, 0.999),
+        default=momentum,
+        help="momentum of the optimiser",
     )
     group.add_argument(
-        "--weight-decay", type=number(float, 0.0), default=weight_decay, help="weight decay"
+        "--weight-decay", "--wd", type=number(float, 0.0), default=weight_decay, help="weight decay"
     )
     return group
 
@@ -341,12 +384,29 @@ def add_precise_bn_arguments(parser):
     return group
 
 
+class _ModelPrefix(argparse.Action):
+    """Sets ``model_dir`` and ``task_name`` of a prefix as MXNet's own scripts take it."""
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        folder, name = os.path.split(values)
+        if not name:
+            parser.error(f"{option_string} {values} ends in no name: give DIR/NAME")
+        namespace.model_prefix = values
+        namespace.model_dir, namespace.task_name = folder or ".", name
+
+
 def add_checkpoint_arguments(parser, model_dir="./exps/models"):
     """Add the group ``checkpoints``: where they go, how often, how many, and resuming."""
     group = parser.add_argument_group("checkpoints")
     group.add_argument("--model-dir", default=model_dir, help="folder of the checkpoints")
     group.add_argument(
         "--task-name", default="", help="beginning of all file names (default: made from the rest)"
+    )
+    group.add_argument(
+        "--model-prefix",
+        action=_ModelPrefix,
+        metavar="DIR/NAME",
+        help="--model-dir and --task-name in one",
     )
     group.add_argument(
         "--save-frequency", type=positive_int, default=1, help="logged epochs between checkpoints"
@@ -371,6 +431,7 @@ def add_checkpoint_arguments(parser, model_dir="./exps/models"):
     )
     group.add_argument(
         "--resume-epoch",
+        "--load-epoch",
         type=number(int, low=-1),
         default=-1,
         help="continue after this many logged epochs; -1: see --resume",
@@ -390,7 +451,11 @@ def add_logging_arguments(parser):
         "--log-file", default="", help="log file (default: ./exps/logs/TASK_NAME.log)"
     )
     group.add_argument(
-        "--log-frequency", type=positive_int, default=50, help="batches between step lines"
+        "--log-frequency",
+        "--disp-batches",
+        type=positive_int,
+        default=50,
+        help="batches between step lines",
     )
     add_flag(group, "--tensorboard", "write TensorBoard events beside the log file")
     return group

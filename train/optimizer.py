@@ -10,7 +10,7 @@ MXNet 1.9.1's ``NAG`` documents the same but multiplies the rate into the moment
 other weights as soon as the rate changes (in a warm-up: at every step).
 """
 
-from glore_common import UsageError
+from glore_common import UsageError, closest_first
 from mxnet_compat import mx
 
 # The multi-tensor operators copy their arguments into arrays of fixed size (60 in MXNet 1.9.1) and
@@ -154,3 +154,24 @@ class NesterovSGD(mx.optimizer.Optimizer):
             wds=(0.0,) * count,
             out=weights,
         )
+
+
+OPTIMIZERS = ("nesterov", "sgd", "nag")
+
+
+def make_optimizer(name, momentum, wd):
+    """Return an optimiser by name; weights in float16 get a float32 master copy.
+
+    Parameters
+    ----------
+    name : {'nesterov', 'sgd', 'nag'}
+        :class:`NesterovSGD`, or MXNet's own ``SGD`` or ``NAG``.
+    momentum, wd : float
+        Momentum and weight decay.
+    """
+    if name == "nesterov":
+        return NesterovSGD(momentum=momentum, wd=wd)
+    if name not in OPTIMIZERS:
+        known = ", ".join(closest_first(name, OPTIMIZERS))
+        raise UsageError(f"unknown optimiser {name!r}; known are {known}")
+    return mx.optimizer.create(name, momentum=momentum, wd=wd, multi_precision=True)

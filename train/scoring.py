@@ -1,0 +1,181 @@
+"""Scores of samples that are seen in several views, and the figures that follow from them.
+
+A view is a clip of a video or a crop of an image. The softmax scores of a sample's views are
+averaged, as the authors of GloRe (Chen et al., CVPR 2019) test at video level.
+"""
+
+import numpy as np
+
+from glore_common import progress
+from mxnet_compat import mx
+
+from .metric import ConfusionMatrix
+
+TOP = 5
+
+
+def predictor(block, contexts):
+    """Return a function from a batch (n, ...) to softmax scores (n, classes) as a NumPy array.
+
+    Parameters
+    ----------
+    block : gluon.Block
+        Gives logits (n, classes).
+    contexts : list of mx.Context
+        Each batch is split over these.
+    """
+
+    def predict(data):
+        split = mx.gluon.utils.split_and_load
+        parts = split(data, contexts[: data.shape[0]], even_split=False)
+        outputs = [mx.nd.softmax(block(part).astype("float32")) for part in parts]
+        return np.concatenate([output.asnumpy() for output in outputs])
+
+    return predict
+
+
+def average_scores(predict, batches, total=None, limit=None):
+    """Return the mean scores of each sample over its views.
+
+    Parameters
+    ----------
+    predict : callable
+        Maps data (n, ...), an NDArray, to NumPy probabilities (n, classes); see :func:`predictor`.
+    batches : iterable
+        Yields (data, label, index); rows of one index are views of one sample, and samples come
+        one after the other.
+    total : int, optional
+        Number of batches, for the progress; asked of ``batches`` by default.
+    limit : int, optional
+        Stop once so many samples are complete; the first ones count.
+
+    Returns
+    -------
+    dict
+        Index of the sample to (label, mean scores (classes,) in float64, number of views), in
+        ascending order.
+    """
+    sums = {}
+    for data, label, index in progress(batches, "Testing", total=total, unit="batches"):
+        for row, own, sample in zip(predict(data), label.asnumpy(), index):
+            _, added, views = sums.get(int(sample), (0, 0.0, 0))
+            sums[int(sample)] = (int(own), added + row.astype(np.float64), views + 1)
+        # One more than wanted: the last one may go on in the next batch.
+        if limit is not None and len(sums) > limit:
+            break
+    kept = sorted(list(sums.items())[:limit])
+    return {sample: (own, added / views, views) for sample, (own, added, views) in kept}
+
+
+def rank_of(scores, label):
+    """Return how many classes come before ``label``; of equal scores the lower class does.
+
+    As in :func:`train.metric.top_k_hits`, NaN pushes the class down, not up.
+    """
+    own = scores[label]
+    return int((~(scores <= own)).sum() + (scores[:label] == own).sum())
+
+
+def summarize(scores, num_classes):
+    """Return the figures and the confusion matrix of :func:`average_scores`' result.
+
+    Parameters
+    ----------
+    scores : dict
+        Not empty.
+    num_classes : int
+
+    Returns
+    -------
+    figures : dict
+        ``count``, ``loss`` (mean cross entropy of the mean scores), ``top1``, ``top5`` and
+        ``mean_class_accuracy``, the accuracies as shares.
+    confusion : train.metric.ConfusionMatrix
+    """
+    confusion = ConfusionMatrix(num_classes)
+    confusion.update(
+        [label for label, _, _ in scores.values()],
+        [mean.argmax() for _, mean, _ in scores.values()],
+    )
+    ranks = np.array([rank_of(mean, label) for label, mean, _ in scores.values()])
+    own = np.array([mean[label] for label, mean, _ in scores.values()])
+    figures = {
+        "count": len(scores),
+        "loss": float(-np.log(np.maximum(own, np.finfo(np.float64).tiny)).mean()),
+        "top1": float((ranks < 1).mean()),
+        "top5": float((ranks < TOP).mean()),
+        "mean_class_accuracy": confusion.mean_class_accuracy(),
+    }
+    return figures, confusion
+
+
+def predictions(scores, name, names):
+    """Return one JSON-ready row per sample.
+
+    Parameters
+    ----------
+    scores : dict
+        Of :func:`average_scores`.
+    name : str
+        What a sample is: the key of its name in a row.
+    names : mapping or sequence
+        Sample's index to its name.
+
+    Returns
+    -------
+    list of dict
+    """
+    return [
+        {
+            name: names[sample],
+            "label": label,
+            "prediction": int(mean.argmax()),
+            "score": round(float(mean.max()), 6),
+            "label_score": round(float(mean[label]), 6),
+            "top5": [int(index) for index in np.argsort(-mean, kind="stable")[:TOP]],
+            "views": views,
+        }
+        for sample, (label, mean, views) in scores.items()
+    ]
+
+
+def class_rows(scores, confusion, class_names=None):
+    """Return what became of each class, the rows of a table.
+
+    Parameters
+    ----------
+    scores : dict
+        Of :func:`average_scores`.
+    confusion : train.metric.ConfusionMatrix
+        Of the same scores.
+    class_names : sequence of str, optional
+
+    Returns
+    -------
+    list of dict
+        ``class``, ``name``, ``count``, ``top1`` and ``top5`` (shares; None without a sample), and
+        the wrong class most often taken for it, ``confused_with``, with its ``confused_count``
+        (None where there is none).
+    """
+    hits = np.zeros(confusion.num_classes, np.int64)
+    for label, mean, _ in scores.values():
+        hits[label] += rank_of(mean, label) < TOP
+    rows = []
+    for index, (counts, share) in enumerate(zip(confusion.matrix, confusion.per_class())):
+        count = int(counts.sum())
+        wrong = counts.copy()
+        wrong[index] = 0
+        most = int(wrong.argmax())
+        confused = wrong[most] > 0
+        rows.append(
+            {
+                "class": index,
+                "name": class_names[index] if class_names else "",
+                "count": count,
+                "top1": float(share) if count else None,
+                "top5": float(hits[index] / count) if count else None,
+                "confused_with": most if confused else None,
+                "confused_count": int(wrong[most]) if confused else None,
+            }
+        )
+    return rows
