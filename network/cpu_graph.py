@@ -1,11 +1,15 @@
-"""A form of a graph whose BatchNorms can be trained on a CPU.
+"""A form of a graph that can be trained on a CPU, and without detours.
 
-MXNet 1.9.1 with oneDNN raises ``Check failed: !is_view`` in the backward pass of a BatchNorm whose
-input has not four dimensions, whenever oneDNN hands over a blocked memory layout, that is at
-channel counts which are multiples of 8 (https://github.com/apache/mxnet/issues/20858,
+**BatchNorm.** MXNet 1.9.1 with oneDNN raises ``Check failed: !is_view`` in the backward pass of a
+BatchNorm whose input has not four dimensions, whenever oneDNN hands over a blocked memory layout,
+that is at channel counts which are multiples of 8 (https://github.com/apache/mxnet/issues/20858,
 https://github.com/apache/mxnet/issues/19150). A BatchNorm on the same numbers seen as a 4-D array
 is the same function and is not affected. Builders therefore make the plain graph, which GPUs,
 inference and export want, and ``block.py`` trains this form of it on a CPU.
+
+**A factor for each channel** (squeeze-and-excitation). The gradient of ``broadcast_mul`` with
+respect to the factors is a sum over the map, and MXNet 1.9.1 is slow at it on a CPU. As one product
+of an Lx1 and a 1x1 matrix per channel it is a matrix product forwards and backwards.
 """
 
 import json
@@ -25,8 +29,8 @@ def _four_dimensional(ndim):
     return "(0, 0, 1, 1)" if ndim == 2 else "(0, 0, 0, -1)"
 
 
-def _output_shapes(symbol, input_shapes):
-    """Return {output name: shapes} of all internal outputs, in the order of the nodes."""
+def _shapes_of(symbol, nodes, input_shapes):
+    """Return the shape of each node's first output; () where it does not follow."""
     internals = symbol.get_internals()
     try:
         _, shapes, _ = internals.infer_shape_partial(**input_shapes)
@@ -34,19 +38,75 @@ def _output_shapes(symbol, input_shapes):
         raise GraphError(
             f"the graph does not take inputs of shapes {input_shapes}: {error}"
         ) from error
+    # Nodes may have one name; their outputs stand in the order of the nodes.
     found = defaultdict(deque)
     for name, shape in zip(internals.list_outputs(), shapes):
-        found[name].append(shape)
-    return found
+        found[name].append(tuple(shape or ()))
+    first = []
+    for node in nodes:
+        names = (node["name"],) if node["op"] == "null" else _output_names(node["name"])
+        queue = next((found[name] for name in names if found.get(name)), None)
+        first.append(queue.popleft() if queue else ())
+    return first
+
+
+def _output_names(name):
+    """Return what the first output of an operator's node may be called."""
+    return f"{name}_output", f"{name}_output0"
+
+
+class _Rebuilt:
+    """The nodes of a new graph, to which those of an old one are added in their order."""
+
+    def __init__(self):
+        self.nodes = []
+        self.place = {}  # node of the old graph -> of the new one
+        self.moved = {}  # (node, output) of the old graph -> entry of the new one
+
+    def entry(self, old):
+        """Return the entry (node, output, version) that stands for one of the old graph."""
+        node, output, version = old
+        return self.moved.get((node, output)) or [self.place[node], output, version]
+
+    def add(self, op, name, inputs, **attrs):
+        """Add a node; return the entry of its first output."""
+        node = {"op": op, "name": name, "inputs": inputs}
+        self.nodes.append(dict(node, attrs=attrs) if attrs else node)
+        return [len(self.nodes) - 1, 0, 0]
+
+    def keep(self, index, node):
+        """Add node ``index`` of the old graph as it is, its inputs being new ones already."""
+        self.place[index] = len(self.nodes)
+        self.nodes.append(node)
+
+    def normalise(self, index, node, target):
+        """Add a BatchNorm between reshapes to and from ``target``."""
+        name, data = node["name"], node["inputs"][0]
+        flat = self.add("Reshape", f"{name}_to-4d", [data], shape=target)
+        self.nodes.append(dict(node, name=f"{name}_4d", inputs=[flat, *node["inputs"][1:]]))
+        # Outputs 1 and 2 (mean and variance) have one dimension and stay those of the BatchNorm.
+        self.place[index] = len(self.nodes) - 1
+        self.moved[index, 0] = self.add("reshape_like", name, [[self.place[index], 0, 0], data])
+
+    def scale(self, index, node):
+        """Add a product of a map and a factor per channel as a product of matrices."""
+        name, (data, factor) = node["name"], node["inputs"]
+        # (n, c, *spatial) x (n, c, 1, …): (n·c, L, 1) x (n·c, 1, 1) -> (n·c, L, 1)
+        merge = "(-3, -1, 1)"
+        columns = self.add("Reshape", f"{name}_columns", [data], shape=merge)
+        factors = self.add("Reshape", f"{name}_factors", [factor], shape=merge)
+        product = self.add("batch_dot", f"{name}_product", [columns, factors])
+        self.place[index] = self.add("reshape_like", name, [product, data])[0]
 
 
 def for_cpu_training(symbol, **input_shapes):
-    """Return an equal graph that feeds every BatchNorm a 4-D array.
+    """Return an equal graph that feeds every BatchNorm a 4-D array and scales channels fast.
 
     A BatchNorm ``x`` on data that is not 4-D becomes Reshape ``x_to-4d``, BatchNorm ``x_4d`` and
     reshape_like ``x``: the result keeps the name of the node that it replaces, and so do internal
-    outputs. Names and order of arguments, auxiliary states and outputs are those of ``symbol``;
-    attributes are kept. Where all BatchNorms are 4-D the graph is returned unchanged.
+    outputs. A ``broadcast_mul`` of (n, c, *spatial) and (n, c, 1, …) becomes a batch_dot between
+    reshapes. Names and order of arguments, auxiliary states and outputs are those of ``symbol``;
+    attributes are kept. Where there is nothing to do the graph itself is returned.
 
     Parameters
     ----------
@@ -61,54 +121,41 @@ def for_cpu_training(symbol, **input_shapes):
         If the shapes do not fit the graph, do not say how many dimensions a BatchNorm has, or if
         a BatchNorm that must be wrapped normalises another axis than 1.
     """
-    shapes = _output_shapes(symbol, input_shapes)
     graph = json.loads(symbol.tojson())
-    nodes = []
-    # moved[(node, output)] of the old graph -> [node, output, version] of the new one
-    moved = {}
-
-    def new_entry(entry):
-        node, output, version = entry
-        return moved.get((node, output)) or [place[node], output, version]
-
-    place = {}
-    changed = False
-    for index, node in enumerate(graph["nodes"]):
-        node = dict(node, inputs=[new_entry(entry) for entry in node["inputs"]])
+    shapes = _shapes_of(symbol, graph["nodes"], input_shapes)
+    new = _Rebuilt()
+    for index, old in enumerate(graph["nodes"]):
+        node = dict(old, inputs=[new.entry(entry) for entry in old["inputs"]])
         if "control_deps" in node:
-            node["control_deps"] = [place[other] for other in node["control_deps"]]
-        target = None
-        if node["op"] == "BatchNorm":
-            target = _wrap_target(node, shapes[f"{node['name']}_output"])
-        if target is None:
-            place[index] = len(nodes)
-            nodes.append(node)
-            continue
-        changed = True
-        name, data = node["name"], node["inputs"][0]
-        first = len(nodes)
-        flat = {"op": "Reshape", "name": f"{name}_to-4d", "attrs": {"shape": target}}
-        nodes.append(dict(flat, inputs=[data]))
-        nodes.append(dict(node, name=f"{name}_4d", inputs=[[first, 0, 0], *node["inputs"][1:]]))
-        back = {"op": "reshape_like", "name": name, "inputs": [[first + 1, 0, 0], data]}
-        nodes.append(back)
-        # Outputs 1 and 2 (mean and variance) have one dimension and stay those of the BatchNorm.
-        place[index] = first + 1
-        moved[index, 0] = [first + 2, 0, 0]
-    if not changed:
+            node["control_deps"] = [new.place[other] for other in node["control_deps"]]
+        target = _wrap_target(node, shapes[index]) if node["op"] == "BatchNorm" else None
+        if target is not None:
+            new.normalise(index, node, target)
+        elif _scales_channels(old, shapes):
+            new.scale(index, node)
+        else:
+            new.keep(index, node)
+    if len(new.nodes) == len(graph["nodes"]):
         return symbol
     rebuilt = {
-        "nodes": nodes,
-        "arg_nodes": [index for index, node in enumerate(nodes) if node["op"] == "null"],
-        "heads": [new_entry(entry) for entry in graph["heads"]],
+        "nodes": new.nodes,
+        "arg_nodes": [index for index, node in enumerate(new.nodes) if node["op"] == "null"],
+        "heads": [new.entry(entry) for entry in graph["heads"]],
         "attrs": graph["attrs"],
     }
     return mx.sym.load_json(json.dumps(rebuilt))
 
 
-def _wrap_target(node, shapes):
+def _scales_channels(node, shapes):
+    """Return whether a node of the old graph multiplies (n, c, *spatial) by (n, c, 1, …)."""
+    if node["op"] != "broadcast_mul" or any(output for _, output, _ in node["inputs"]):
+        return False
+    data, factor = (shapes[source] for source, _, _ in node["inputs"])
+    return len(data) > 2 and factor == data[:2] + (1,) * (len(data) - 2) and 0 not in factor
+
+
+def _wrap_target(node, shape):
     """Return the 4-D Reshape target for a BatchNorm node, or None when it can stay as it is."""
-    shape = shapes.popleft() if shapes else ()
     if not shape:
         raise GraphError(
             f"BatchNorm {node['name']}: the number of dimensions of its input does not follow "

@@ -231,3 +231,32 @@ def test_errors():
         for_cpu_training(norm)
     with pytest.raises(GraphError, match="does not take inputs"):
         for_cpu_training(conv_bn_conv(4, (1, 1)), data=(2, 3, 4, 4, 4))
+
+
+@pytest.mark.parametrize("spatial", [(9,), (4, 5), (2, 3, 4)])
+def test_a_factor_per_channel_becomes_a_matrix_product(spatial):
+    data, factor = mx.sym.var("data"), mx.sym.var("factor")
+    plain = mx.sym.broadcast_mul(data, factor, name="scaled")
+    shapes = {"data": (2, 8, *spatial), "factor": (2, 8, *(1,) * len(spatial))}
+    graph = for_cpu_training(plain, **shapes)
+    operators = [node["op"] for node in json.loads(graph.tojson())["nodes"]]
+    assert "batch_dot" in operators
+    assert "broadcast_mul" not in operators
+    assert graph.list_arguments() == ["data", "factor"]
+    assert graph.list_outputs() == ["scaled_output"]
+
+    rng = np.random.RandomState(3)
+    values = {name: rng.standard_normal(shape).astype("float32") for name, shape in shapes.items()}
+    head = rng.standard_normal(shapes["data"]).astype("float32")
+    out, grads, _ = run(graph, values, {}, head)
+    np.testing.assert_allclose(out, values["data"] * values["factor"], rtol=1e-6)
+    np.testing.assert_allclose(grads["data"], head * values["factor"], rtol=1e-6)
+    axes = tuple(range(2, 2 + len(spatial)))
+    expected = (head * values["data"]).astype("float64").sum(axes, keepdims=True)
+    np.testing.assert_allclose(grads["factor"], expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("factor", [(2, 8, 4, 5), (1, 8, 1, 1), (2, 1, 4, 5)])
+def test_other_products_stay(factor):
+    plain = mx.sym.broadcast_mul(mx.sym.var("data"), mx.sym.var("factor"), name="scaled")
+    assert for_cpu_training(plain, data=(2, 8, 4, 5), factor=factor) is plain
