@@ -82,8 +82,8 @@ class ContextUnit(mx.gluon.HybridBlock):
         args, auxs = param_shapes(symbol, inputs)
         self._shapes = {**args, **auxs}
         self._guard = MemoryGuard(symbol)
-        # Written for CPUs, where a BatchNorm on other than 4-D data does not train; the reshaping
-        # costs nothing elsewhere.
+        # A Gluon block may land on a CPU, where a BatchNorm on other than 4-D data does not train.
+        # This form is right on GPUs too; what it costs there has not been measured.
         graph = for_cpu_training(symbol, **inputs)
         self.graph = mx.gluon.SymbolBlock(graph, data, params=params)
         for name, shape in self._shapes.items():
