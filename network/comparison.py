@@ -3,7 +3,7 @@
 Names may differ: a parameter that is missing and one that is too many are taken for one that was
 renamed when their shapes are equal and either their names are but for spelling (letter case,
 separators, a prefix such as ``module.``), or they stand at the same place of the graph, or their
-names are much alike.
+names are much alike, or nothing else of their kind and shape is missing or too many.
 """
 
 import dataclasses
@@ -168,6 +168,11 @@ def match_params(expected, given, order=None):
         # The likeliest, unless another one is as likely.
         if best >= LIKE and sum(ratio == best for ratio, _ in likeness) == 1:
             take({likeness[-1][1]: name})
+    for name in list(extra):
+        fitting = [other for other in missing if fits(other, name, strict=False)]
+        rivals = [other for other in extra if fitting and fits(fitting[0], other, strict=False)]
+        if len(fitting) == len(rivals) == 1:
+            take({fitting[0]: name})
     renamed = {name: renamed[name] for name in expected if name in renamed}
     return Match(tuple(matched), tuple(missing), tuple(extra), reshaped, renamed)
 

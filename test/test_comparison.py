@@ -75,6 +75,17 @@ def test_place_in_the_graph_counts_and_not_in_the_file():
     assert match_params(EXPECTED, given, ["data", *order]).renamed == pairs
 
 
+def test_the_only_one_of_its_shape_is_found_whatever_its_name_and_place():
+    rest = {name: shape for name, shape in EXPECTED.items() if name != "fc_weight"}
+    rest["fc_bias"] = (99,)  # another difference, elsewhere
+    match = match_params(EXPECTED, arrays({"zzz_kernel": (5, 4), **rest}))
+    assert match.renamed == {"fc_weight": "zzz_kernel"}
+    assert set(match.reshaped) == {"fc_bias"}
+    match = match_params(EXPECTED, arrays({"zzz_kernel": (5, 4), "yyy_kernel": (5, 4), **rest}))
+    assert match.renamed == {}
+    assert match.missing == ("fc_weight",)
+
+
 def test_a_renamed_one_at_the_end_of_the_file_is_found_by_likeness():
     given = arrays(EXPECTED)
     given["bn1_gammma"] = given.pop("bn1_gamma")
