@@ -30,7 +30,7 @@ defaults=(--network TINY_GLORE --dataset Demo --task-name "$name" --run-file "$r
 case "$dataset/$network" in
 Demo/TINY* | Demo/tiny*) ;;
 # Networks of full size: a classifier of 2,048 features is unsteady at the small network's rate.
-Demo/*) defaults+=(--lr-base 0.005 --dropout 0 --end-epoch 3) ;;
+Demo/*) defaults+=(--lr-base 0.005 --dropout 0 --end-epoch 2) ;;
 esac
 "$PYTHON" train_kinetics.py "${defaults[@]}" "$@"
 "$PYTHON" test/test-single-clip.py --from-run "$run_file"
