@@ -42,6 +42,7 @@ _OVERRIDES = (
     "num_node",
     "num_state",
     "normalize",
+    "glore_flavour",
     "dropout",
 )
 

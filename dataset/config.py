@@ -230,7 +230,7 @@ def _demo(raw, split):
         "lr_schedule": "cosine",
         "lr_steps": (),
         "warmup_steps": 20,
-        "end_epoch": 8,
+        "end_epoch": 3,
     }
 
 

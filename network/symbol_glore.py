@@ -14,10 +14,10 @@ is known to train badly:
     inside the graph convolution only, and a batch normalisation, the "blocker", at the end, whose
     gamma starts at 0, so that a fresh unit is the identity.
 ``report``
-    The video form as a public reproduction on CUB-200-2011 changed it, with which training failed
-    (``docs/res4-stability.md``): the graph convolution mixes states first and relates nodes then,
-    with neither shortcut nor relu, there are as many states as input channels, and the last batch
-    normalisation starts like any other, with gamma 1.
+    The video form as a public reproduction on CUB-200-2011 changed it, which reported that training
+    failed with it (``docs/res4-stability.md``): the graph convolution mixes states first and
+    relates nodes then, with neither shortcut nor relu, there are as many states as input channels,
+    and the last batch normalisation starts like any other, with gamma 1.
 """
 
 from glore_common import UsageError

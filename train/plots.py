@@ -1,8 +1,11 @@
 """Training curves and confusion matrices as PNG files (Matplotlib without a display)."""
 
+from typing import NamedTuple, Optional
+
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from glore_common import UsageError, atomic_path
 
@@ -14,6 +17,112 @@ def _figure(width, height):
     figure = Figure(figsize=(width, height), dpi=100, layout="constrained")
     FigureCanvasAgg(figure)
     return figure
+
+
+class Line(NamedTuple):
+    """One curve of a :class:`Panel`; None among ``y`` leaves a gap.
+
+    ``style``, ``colour`` and ``width`` are Matplotlib's (colour None: the next of its cycle).
+    """
+
+    x: object
+    y: object
+    label: Optional[str] = None
+    style: str = "-"
+    colour: Optional[str] = None
+    width: float = 1.5
+
+
+class Panel(NamedTuple):
+    """One diagram of a figure.
+
+    Attributes
+    ----------
+    title, xlabel : str
+    lines : sequence of Line
+    log : bool
+        Logarithmic vertical axis, on which 0 is left out.
+    limits : (float, float), optional
+        Of the vertical axis.
+    marker : str, optional
+        Of the points, Matplotlib's; None for lines alone.
+    """
+
+    title: str
+    xlabel: str
+    lines: object
+    log: bool = False
+    limits: Optional[tuple] = None
+    marker: Optional[str] = "."
+
+
+def plot_panels(panels, path, title="", columns=None, size=(4.0, 3.6)):
+    """Draw diagrams beside and below one another.
+
+    Parameters
+    ----------
+    panels : sequence of Panel
+    path : str
+        PNG file to write.
+    title : str
+        Written above.
+    columns : int, optional
+        Diagrams beside one another; by default all.
+    size : (float, float)
+        Of one diagram, in inches of 100 pixels.
+    """
+    columns = columns or len(panels)
+    rows = -(-len(panels) // columns)
+    figure = _figure(size[0] * columns, size[1] * rows)
+    axes = figure.subplots(rows, columns, squeeze=False).reshape(-1)
+    for axis, panel in zip(axes, panels):
+        for line in panel.lines:
+            values = [np.nan if value is None else value for value in line.y]
+            axis.plot(
+                line.x,
+                values,
+                line.style,
+                label=line.label,
+                color=line.colour,
+                linewidth=line.width,
+                marker=panel.marker,
+            )
+        axis.set_title(panel.title)
+        axis.set_xlabel(panel.xlabel)
+        if panel.limits:
+            axis.set_ylim(*panel.limits)
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+        if panel.log:
+            axis.set_yscale("log", nonpositive="mask")
+        axis.grid(alpha=0.3)
+        if any(line.label for line in panel.lines):
+            axis.legend(fontsize="small")
+    for axis in axes[len(panels) :]:
+        axis.set_visible(False)
+    figure.suptitle(title)
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary)
+
+
+def _metric_lines(rows, metric, suffix=""):
+    """Return the curves of a metric in training and validation over the logged epochs."""
+    epochs = [row["epoch"] for row in rows]
+    return [
+        Line(epochs, [row.get(f"{prefix}_{metric}") for row in rows], name + suffix, style)
+        for prefix, name, style in (("train", "training", "-"), ("val", "validation", "--"))
+    ]
+
+
+def plot_metric(rows, metric, path, title):
+    """Draw one metric, ``loss`` or ``top1``, in training and validation over the logged epochs.
+
+    ``rows`` and ``path`` are those of :func:`plot_history`.
+    """
+    if not rows:
+        raise UsageError("there is no epoch to draw curves of")
+    lines = _metric_lines(rows, metric)
+    limits = None if metric == "loss" else (0, 1.02)
+    plot_panels([Panel(title, "logged epoch", lines, limits=limits)], path, size=(6.0, 4.0))
 
 
 def plot_history(rows, path, title=""):
@@ -31,33 +140,20 @@ def plot_history(rows, path, title=""):
     """
     if not rows:
         raise UsageError("there is no epoch to draw curves of")
-    figure = _figure(12, 3.6)
-    axes = figure.subplots(1, 3)
-    epochs = [row["epoch"] for row in rows]
-
-    def draw(axis, column, label, style):
-        values = [np.nan if row.get(column) is None else row[column] for row in rows]
-        axis.plot(epochs, values, style, label=label, marker=".")
-
-    draw(axes[0], "train_loss", "training", "-")
-    draw(axes[0], "val_loss", "validation", "--")
-    axes[0].set_title("cross entropy")
-    for name in ("top1", "top5"):
-        draw(axes[1], f"train_{name}", f"training {name}", "-")
-        draw(axes[1], f"val_{name}", f"validation {name}", "--")
-    axes[1].set_title("accuracy")
-    axes[1].set_ylim(0, 1.02)
-    draw(axes[2], "lr", "learning rate", "-")
-    axes[2].set_title("learning rate")
-    # A schedule may end at 0, which a logarithmic axis cannot show.
-    axes[2].set_yscale("log", nonpositive="mask")
-    for axis in axes:
-        axis.set_xlabel("logged epoch")
-        axis.grid(alpha=0.3)
-        axis.legend(fontsize="small")
-    figure.suptitle(title)
-    with atomic_path(path) as temporary:
-        figure.savefig(temporary)
+    epochs, rates = [row["epoch"] for row in rows], [row.get("lr") for row in rows]
+    accuracies = _metric_lines(rows, "top1", " top1") + _metric_lines(rows, "top5", " top5")
+    panels = [
+        Panel("cross entropy", "logged epoch", _metric_lines(rows, "loss")),
+        Panel("accuracy", "logged epoch", accuracies, limits=(0, 1.02)),
+        # A schedule may end at 0, which a logarithmic axis cannot show.
+        Panel(
+            "learning rate",
+            "logged epoch",
+            [Line(epochs, rates, "learning rate")],
+            log=all(rate > 0 for rate in rates),
+        ),
+    ]
+    plot_panels(panels, path, title)
 
 
 def plot_confusion(matrix, path, class_names=None, title=""):

@@ -1,0 +1,493 @@
+"""The study of docs/res4-stability.md: which part of a GloRe unit lets a ResNet-18 train with it.
+
+::
+
+    python -m docs.res4_stability run       # trains what is not there yet; one JSON file per run
+    python -m docs.res4_stability report    # table (CSV and Markdown) and diagrams of all runs
+
+Compared are a public reproduction's unit on CUB-200-2011, three repairs of it one by one, and all
+of them, which is the video form of GloRe (Chen et al., CVPR 2019) with a normalised projection.
+"""
+
+import argparse
+import csv
+import io
+import json
+import logging
+import math
+import os
+import sys
+import time
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from data.image_factory import get_image_train_loader, get_image_val_loader
+from dataset import prepare_demo_images
+from dataset.demo_images import CLASSES
+from glore_common import GloReError, UsageError, atomic_path, run_main, write_text
+from mxnet_compat import mx
+from network.block import build_block
+from network.initializer import DEFAULT_RULES, initial_params, ones, zeros
+from network.symbol_builder import get_spec, get_symbol, logits
+from train import arguments
+from train.callback import log_to
+from train.config import RunConfig
+from train.learner import Learner, derived_seed
+from train.metric import StreamingMetrics
+from train.optimizer import make_optimizer
+from train.plots import Line, Panel, plot_panels
+from train_classifier import GLORE_STAGES, MEAN, STD
+
+LOGGER = logging.getLogger("glore")
+HERE = os.path.dirname(os.path.abspath(__file__))
+BATCH_SIZE, MOMENTUM, WEIGHT_DECAY, NODES, ROTATION = 32, 0.9, 5e-4, 16, 10
+EVERY = 10  # steps between validations, and steps that a figure of training is the mean of
+COLOURS = 128  # of a picture
+PLACES = ("res3", "res4")
+STARTS = ("fresh", "trained")
+# Of the network that ``--start trained`` goes out from.
+START_RATE, START_STEPS = 0.02, 160
+
+
+class Variant(NamedTuple):
+    """One form of the unit: overrides of ``get_symbol`` beside its place, and initial values."""
+
+    label: str
+    overrides: dict
+    rules: tuple
+    colour: str
+
+
+VARIANTS = {
+    "none": Variant("no unit", {}, (), "black"),
+    "report": Variant("reproduction's unit", {"glore_flavour": "report"}, (), "tab:red"),
+    "zero": Variant(
+        "repair: last BN starts at 0",
+        {"glore_flavour": "report"},
+        ((r"_last_bn_gamma$", zeros),),
+        "tab:blue",
+    ),
+    "norm": Variant(
+        "repair: projection divided by L",
+        {"glore_flavour": "report", "normalize": True},
+        (),
+        "tab:orange",
+    ),
+    "graph": Variant(
+        "repair: shortcut and relu",
+        {"glore_flavour": "video"},
+        ((r"_blocker_bn_gamma$", ones),),
+        "tab:purple",
+    ),
+    "all": Variant("all repairs", {"glore_flavour": "video", "normalize": True}, (), "tab:green"),
+}
+
+
+class Case(NamedTuple):
+    """One run. ``place`` is '' for the network without a unit."""
+
+    network: str
+    start: str
+    place: str
+    variant: str
+    rate: float
+    seed: int
+    steps: int
+
+    @property
+    def name(self):
+        """Name of its file."""
+        place = self.place or "nowhere"
+        return (
+            f"{self.network}_{self.start}_{place}_{self.variant}_lr{self.rate:g}_"
+            f"seed{self.seed}_{self.steps}"
+        )
+
+
+def cases(args):
+    """Return all cases that the options ask for, those of one seed together."""
+    found = []
+    for seed in args.seeds:
+        for rate in args.rates:
+            for variant in args.variants:
+                places = ("",) if variant == "none" else args.places
+                found += [
+                    Case(args.network, args.start, place, variant, rate, seed, args.steps)
+                    for place in places
+                ]
+    return found
+
+
+def overrides_of(case):
+    """Return the overrides of ``get_symbol`` of a case.
+
+    All units have as many states as channels, as the reproduction's, so that what is compared
+    has one size.
+    """
+    variant = VARIANTS[case.variant]
+    if not case.place:
+        return variant.overrides
+    (stage,) = GLORE_STAGES[case.place]
+    spec = get_spec(case.network)
+    return {
+        "glore": {stage: (spec.blocks[stage - 2],)},
+        "num_node": NODES,
+        "num_state": spec.num_out[stage - 2],
+        **variant.overrides,
+    }
+
+
+class Images:
+    """The made-up images of one seed, augmented, in memory: what every run of it reads."""
+
+    def __init__(self, seed, crop_size, steps):
+        config = prepare_demo_images()
+        options = {"crop_size": crop_size, "mean": MEAN, "std": STD, "num_workers": 0}
+        with get_image_train_loader(
+            config.train_root,
+            batch_size=BATCH_SIZE,
+            augmentation="crop",
+            rotation=ROTATION,
+            seed=seed,
+            **options,
+        ) as loader:
+            self.train = []
+            while len(self.train) < steps:
+                loader.set_position(len(self.train) // len(loader), 0)
+                self.train += list(loader)[: steps - len(self.train)]
+            self.num_classes = loader.num_classes
+        with get_image_val_loader(
+            config.val_root, batch_size=BATCH_SIZE, with_index=False, **options
+        ) as loader:
+            self.val = list(loader)
+
+
+def start_params(case, crop_size, images, folder):
+    """Return parameters of the network without a unit, trained for a while; kept in a file."""
+    path = os.path.join(folder, f"start_{case.network}_seed{case.seed}.params")
+    if not os.path.exists(path):
+        plain = case._replace(place="", variant="none", rate=START_RATE, start="fresh")
+        _, block = train(plain, crop_size, images, None, START_STEPS)
+        args, auxs = block.arg_aux_params()
+        mx.nd.save(path, {**args, **auxs})
+    return {name: value.asnumpy() for name, value in mx.nd.load(path).items()}
+
+
+def fresh_params(case, symbol, crop_size, trained):
+    """Return the initial parameters of a case: those of ``trained`` where it has them.
+
+    The classifier always starts afresh.
+    """
+    rules = (*VARIANTS[case.variant].rules, *DEFAULT_RULES)
+    # Another seed than that with which the start was made: its classifier would fit.
+    seed = case.seed if trained is None else case.seed + 1000
+    parts = initial_params(symbol, {"data": (1, 3, crop_size, crop_size)}, seed, rules)
+    for part in parts if trained is not None else ():
+        for name in part:
+            if name in trained and not name.startswith("classifier_"):
+                part[name] = trained[name]
+    return parts
+
+
+def train(case, crop_size, images, trained, steps):
+    """Train one case; return (result as JSON takes it, block)."""
+    symbol, input_conf = get_symbol(
+        case.network, images.num_classes, crop_size=crop_size, **overrides_of(case)
+    )
+    params = fresh_params(case, logits(symbol), crop_size, trained)
+    block = build_block(symbol, input_conf, ctx=mx.cpu(), params=params)
+    optimizer = make_optimizer("sgd", MOMENTUM, WEIGHT_DECAY)
+    learner = Learner(block, optimizer, [mx.cpu()], RunConfig(case.name, end_epoch=1))
+    losses, validations = [], []
+    started = time.perf_counter()
+    for step in range(1, steps + 1):
+        batch = images.train[(step - 1) % len(images.train)]
+        ((parts, _, _),) = learner.step([batch], case.rate, derived_seed(case.seed, step))
+        losses.append(float(parts[0].mean().asscalar()))
+        if step % EVERY == 0 or step == steps:
+            metrics = StreamingMetrics()
+            for data, label in images.val:
+                metrics.update(*learner.predict(data, label))
+            means = metrics.means()
+            validations.append([step, means["loss"], means["top1"]])
+    result = {
+        **case._asdict(),
+        "crop_size": crop_size,
+        "losses": [round(loss, 5) for loss in losses],
+        "validations": validations,
+        "finite": bool(np.isfinite(losses).all() and learner.is_finite()),
+        "seconds": round(time.perf_counter() - started, 1),
+    }
+    return result, block
+
+
+def run(args):
+    """Train all cases that have no file yet."""
+    os.makedirs(args.results, exist_ok=True)
+    wanted = cases(args)
+    missing = [case for case in wanted if not os.path.exists(path_of(args, case))]
+    LOGGER.info("%d runs, %d of them to do", len(wanted), len(missing))
+    images, seed, trained = None, None, None
+    for number, case in enumerate(missing, 1):
+        # Another process may have done it meanwhile.
+        if os.path.exists(path_of(args, case)):
+            continue
+        if case.seed != seed:
+            seed, images = case.seed, Images(case.seed, args.crop_size, case.steps)
+            if case.start == "trained":
+                trained = start_params(case, args.crop_size, images, args.results)
+        result, _ = train(case, args.crop_size, images, trained, case.steps)
+        write_text(path_of(args, case), json.dumps(result))
+        LOGGER.info(
+            "%d/%d %s: training loss %.3f, validation loss %.3g (%.0f s)",
+            number,
+            len(missing),
+            case.name,
+            np.mean(result["losses"][-EVERY:]),
+            result["validations"][-1][1],
+            result["seconds"],
+        )
+
+
+def path_of(args, case):
+    """Return the file of a run."""
+    return os.path.join(args.results, f"{case.name}.json")
+
+
+def summary_of(result):
+    """Return one row of the table of runs.
+
+    ``loss`` is the mean training loss of the last steps and ``worst_loss`` the largest of a step;
+    ``val_loss``, ``val_top1`` are those after the last step, ``worst_val_loss`` the largest of the
+    second half of the run, when BatchNorm's running statistics have left their start.
+    """
+    losses, validations = result["losses"], result["validations"]
+    late = [loss for step, loss, _ in validations if step > len(losses) / 2]
+    return {
+        **{name: result[name] for name in Case._fields},
+        "crop_size": result["crop_size"],
+        "loss": round(float(np.mean(losses[-2 * EVERY :])), 4),
+        "worst_loss": round(max(losses), 4),
+        "val_loss": round(validations[-1][1], 4),
+        "worst_val_loss": round(max(late), 4),
+        "val_top1": round(validations[-1][2], 4),
+        "finite": result["finite"],
+    }
+
+
+def read_results(folder):
+    """Return the results of all runs, in the order of the variants, places, rates and seeds."""
+    try:
+        names = sorted(name for name in os.listdir(folder) if name.endswith(".json"))
+    except FileNotFoundError:
+        names = []
+    results = []
+    for name in names:
+        with open(os.path.join(folder, name), encoding="utf-8") as stream:
+            results.append(json.load(stream))
+    if not results:
+        raise GloReError(f"there are no runs in {folder}: python -m docs.res4_stability run")
+    order = list(VARIANTS)
+    return sorted(
+        results,
+        key=lambda r: (
+            r["network"],
+            STARTS.index(r["start"]),
+            r["place"],
+            r["rate"],
+            order.index(r["variant"]),
+            r["seed"],
+        ),
+    )
+
+
+def markdown(rows):
+    """Return the lines of a table: one row per network, start, place and variant.
+
+    A cell is the mean over the seeds of the training loss, the worst validation loss and the
+    validation accuracy, at one learning rate.
+    """
+    rates = sorted({row["rate"] for row in rows})
+    groups = {}
+    for row in rows:
+        key = (row["network"], row["start"], row["place"], row["variant"])
+        groups.setdefault(key, {}).setdefault(row["rate"], []).append(row)
+    heads = [f"lr {rate:g}: loss / worst val. loss / top-1" for rate in rates]
+    lines = [
+        "| network, start | unit after | unit | " + " | ".join(heads) + " |",
+        "|" + "---|" * (3 + len(rates)),
+    ]
+    for (network, start, place, variant), by_rate in groups.items():
+        cells = []
+        for rate in rates:
+            group = by_rate.get(rate)
+            if not group:
+                cells.append("")
+                continue
+            loss, top1 = (np.mean([row[name] for row in group]) for name in ("loss", "val_top1"))
+            worst = max(row["worst_val_loss"] for row in group)
+            cells.append(f"{loss:.2f} / {worst:.3g} / {100 * top1:.0f} %")
+        label = VARIANTS[variant].label
+        lines.append(f"| {network}, {start} | {place or '-'} | {label} | {' | '.join(cells)} |")
+    return lines
+
+
+def paired(rows):
+    """Return the lines of a table that compares runs with those without a unit.
+
+    Compared are runs of one network, start, learning rate and seed. A run has failed when its loss
+    in training is not below that of a guess.
+    """
+
+    def key(row):
+        return (row["network"], row["start"], row["steps"], row["rate"], row["seed"])
+
+    plain = {key(row): row for row in rows if row["variant"] == "none"}
+    groups = {}
+    for row in rows:
+        if row["variant"] != "none" and key(row) in plain:
+            place = (row["network"], row["start"], row["place"], row["variant"])
+            groups.setdefault(place, []).append((row, plain[key(row)]))
+    lines = [
+        "| network, start | unit after | unit | loss | larger in | top-1, points | failed |",
+        "|" + "---|" * 7,
+    ]
+    chance = math.log(len(CLASSES))
+    for (network, start, place, variant), pairs in groups.items():
+        losses = [row["loss"] - other["loss"] for row, other in pairs]
+        top1 = [100 * (row["val_top1"] - other["val_top1"]) for row, other in pairs]
+        failed = sum(not row["loss"] < chance for row, _ in pairs)
+        larger = sum(loss > 0 for loss in losses)
+        lines.append(
+            f"| {network}, {start} | {place} | {VARIANTS[variant].label} | "
+            f"{np.mean(losses):+.2f} | {larger} of {len(pairs)} | {np.mean(top1):+.1f} | "
+            f"{failed} of {len(pairs)} |"
+        )
+    return lines
+
+
+def means(values, width):
+    """Return the means of consecutive ``width`` values."""
+    return [float(np.mean(values[i : i + width])) for i in range(0, len(values), width)]
+
+
+def draw(results, folder):
+    """Draw training and validation losses, one figure per network and start; return the paths."""
+    paths = []
+    for network, start in sorted({(r["network"], r["start"]) for r in results}):
+        chosen = [r for r in results if (r["network"], r["start"]) == (network, start)]
+        rates = sorted({r["rate"] for r in chosen})
+        for what in ("training", "validation"):
+            panels = [
+                Panel(
+                    f"{place}, learning rate {rate:g}",
+                    "step",
+                    # One legend is enough.
+                    list(
+                        curves(chosen, place, rate, what, place == PLACES[0] and rate == rates[-1])
+                    ),
+                    log=what == "validation",
+                    marker=None,
+                )
+                for place in PLACES
+                for rate in rates
+            ]
+            path = os.path.join(folder, f"res4-{start}-{network}-{what}.png")
+            title = f"{what} loss of {network}, each run a line ({start} start)"
+            plot_panels(panels, path, title, columns=len(rates), size=(3.4, 2.6))
+            shrink(path)
+            paths.append(path)
+    return paths
+
+
+def shrink(path):
+    """Write a picture anew with few colours: a repository keeps all of its versions."""
+    with Image.open(path) as image:
+        few = image.convert("RGB").quantize(COLOURS)
+    with atomic_path(path) as temporary:
+        few.save(temporary, optimize=True)
+
+
+def curves(results, place, rate, what, named):
+    """Yield one line per run; with ``named`` the first of each variant has its name."""
+    known = set()
+    for result in results:
+        if result["rate"] != rate or result["place"] not in ("", place):
+            continue
+        variant = VARIANTS[result["variant"]]
+        if what == "training":
+            y = means(result["losses"], EVERY)
+            x = [EVERY * index for index in range(1, len(y) + 1)]
+        else:
+            x, y, _ = zip(*result["validations"])
+        label = variant.label if named and result["variant"] not in known else None
+        known.add(result["variant"])
+        # matplotlib gives up on values that are not finite: they leave a gap.
+        yield Line(x, [v if math.isfinite(v) else None for v in y], label, "-", variant.colour, 0.8)
+
+
+def report(args):
+    """Write the table of all runs and the diagrams."""
+    results = read_results(args.results)
+    rows = [summary_of(result) for result in results]
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    path = os.path.join(HERE, "res4_stability.csv")
+    write_text(path, text.getvalue())
+    print("\n".join([*markdown(rows), "", *paired(rows)]))
+    for written in (path, *draw(results, os.path.join(HERE, "img"))):
+        LOGGER.info("written %s", written)
+
+
+def name_list(known):
+    """Return a type for comma-separated names out of ``known``."""
+
+    def convert(text):
+        names = arguments.comma_list(str)(text)
+        for name in names:
+            if name not in known:
+                raise argparse.ArgumentTypeError(f"{name!r} is not one of {', '.join(known)}")
+        return names
+
+    return convert
+
+
+def main(argv=None):
+    """Run the command."""
+    parser = arguments.Parser(__doc__.split("\n\n")[0], prog="python -m docs.res4_stability")
+    parser.add_argument("command", choices=("run", "report"))
+    parser.add_argument(
+        "--results", default=os.path.join("exps", "res4-stability"), help="folder of the runs"
+    )
+    parser.add_argument("--network", default="resnet18_v1_slim", help="a network of basic blocks")
+    parser.add_argument(
+        "--start",
+        choices=STARTS,
+        default="fresh",
+        help=f"trained: from the network without a unit after {START_STEPS} steps at {START_RATE}",
+    )
+    parser.add_argument("--places", type=name_list(PLACES), default=PLACES, metavar="LIST")
+    parser.add_argument(
+        "--variants", type=name_list(VARIANTS), default=tuple(VARIANTS), metavar="LIST"
+    )
+    parser.add_argument(
+        "--rates", type=arguments.comma_list(float), default=(0.01, 0.04, 0.16), metavar="LIST"
+    )
+    parser.add_argument(
+        "--seeds", type=arguments.comma_list(int), default=(0, 1, 2), metavar="LIST"
+    )
+    parser.add_argument("--steps", type=arguments.positive_int, default=80)
+    parser.add_argument("--crop-size", type=arguments.positive_int, default=64)
+    args = parser.parse_args(argv)
+    if get_spec(args.network).bottleneck:
+        raise UsageError(f"{args.network} has no stages of 256 and 512 channels' kind")
+    with log_to(None):
+        (run if args.command == "run" else report)(args)
+
+
+if __name__ == "__main__":
+    sys.exit(run_main(main))
