@@ -11,6 +11,7 @@ import time
 
 from glore_common import UsageError
 from mxnet_compat import mx
+from network.batch_norm import with_batch_norm
 from network.block import FINE_TUNE_LR_MULT, build_block
 from network.checkpoint import load_pretrained
 from network.initializer import CONTEXTS, DEFAULT_RULES, UNITS
@@ -19,7 +20,7 @@ from network.specs import PLACEMENTS
 from network.summary import count
 from network.symbol_builder import get_spec
 from network.symbol_context import MODES
-from train import arguments
+from train import arguments, distributed
 from train.callback import Reporter
 from train.checkpoint import CheckpointStore
 from train.lr_scheduler import make_schedule, steps_from_samples
@@ -28,6 +29,8 @@ from train.precise_bn import PreciseBN
 
 LOGGER = logging.getLogger("glore")
 
+# Where --loss-scale dynamic begins.
+DYNAMIC_LOSS_SCALE = 2.0**16
 # Network options that are overrides of get_symbol under the same name.
 _OVERRIDES = (
     "clip_length",
@@ -216,6 +219,8 @@ def get_block(args, symbol, input_conf, contexts, lr_mult=None, wd_mult=None, ru
             "name GPUs with --gpus."
         )
     params = None
+    plain = symbol
+    symbol = with_batch_norm(symbol, args.batch_norm, contexts)
     if args.pretrained:
         params = load_pretrained(
             symbol,
@@ -235,20 +240,35 @@ def get_block(args, symbol, input_conf, contexts, lr_mult=None, wd_mult=None, ru
         lr_mult=FINE_TUNE_LR_MULT if args.fine_tune else lr_mult,
         wd_mult=wd_mult,
     )
+    # What checkpoints keep is for any number of devices.
+    block.symbol = plain
     if args.dtype != "float32":
         block.cast(args.dtype)
     return block
 
 
-def get_schedule(args, train_batches):
-    """Return the learning-rate schedule for a training set of so many batches."""
+def join(args):
+    """Join the workers of a distributed run (``--kv-store``); to be used in a ``with`` block."""
+    return distributed.join(args.kv_store)
+
+
+def get_contexts(args):
+    """Return the devices of ``--gpus`` or ``--cpus``."""
+    return arguments.devices(args.gpus, cpus=args.cpus)
+
+
+def get_schedule(args, train_batches, workers=1):
+    """Return the learning-rate schedule for a training set of so many batches.
+
+    ``train_batches`` are those of one of ``workers`` workers.
+    """
 
     def steps(logged_epochs):
         parts = range(logged_epochs)
         bounds = (epoch_bounds(part, train_batches, args.epoch_div_factor) for part in parts)
         return sum(-(-(last - first) // args.accumulate) for _, first, last in bounds)
 
-    lr_steps = steps_from_samples(args.lr_steps, args.batch_size * args.accumulate)
+    lr_steps = steps_from_samples(args.lr_steps, args.batch_size * args.accumulate * workers)
     warmup_steps = args.warmup_steps
     steps_per_pass = steps(args.epoch_div_factor)
     if args.lr_step_epochs is not None:
@@ -257,7 +277,7 @@ def get_schedule(args, train_batches):
         warmup_steps = int(args.warmup_epochs * steps_per_pass)
     return make_schedule(
         args.lr_schedule,
-        args.lr_base,
+        args.lr_base * (workers if args.lr_scaling == "linear" else 1),
         steps=lr_steps,
         factor=args.lr_factor,
         total_steps=steps(args.end_epoch),
@@ -287,10 +307,14 @@ def get_run_config(args):
         overwrite=args.overwrite,
         accumulate=args.accumulate,
         dtype=args.dtype,
-        loss_scale=args.loss_scale,
+        loss_scale=args.loss_scale or DYNAMIC_LOSS_SCALE,
+        dynamic_loss_scale=args.loss_scale is None,
         label_smoothing=args.label_smoothing,
         precise_bn=PreciseBN(*args.precise_bn_batches) if args.precise_bn else None,
         kvstore=args.kv_store,
+        update_on_kvstore=args.update_on_kvstore,
+        compression=(args.compression_threshold if args.gradient_compression == "2bit" else None),
+        share_task=args.share_task_name,
     )
 
 
@@ -306,8 +330,16 @@ def log_network(args, symbol, input_conf):
     )
 
 
-def log_schedule(args, train_batches):
+def log_schedule(args, train_batches, group=None):
     """Log how long the training is going to be, and where its files go."""
+    if group is not None and group.size > 1:
+        LOGGER.info(
+            "Workers    this is %d of %d (%s); learning rates below %s",
+            group.rank,
+            group.size,
+            args.kv_store,
+            f"times {group.size}" if args.lr_scaling == "linear" else "as they are",
+        )
     LOGGER.info(
         "Schedule   %d logged epochs of 1/%d pass (%d batches of %d), %s, learning rate %g (%s)",
         args.end_epoch,
@@ -321,13 +353,14 @@ def log_schedule(args, train_batches):
     LOGGER.info("Files      %s", os.path.join(args.model_dir, args.task_name + "_*"))
 
 
-def dry_run(block, loader, optimizer, schedule, run, contexts, batch_hook=None):
+def dry_run(block, loader, optimizer, schedule, run, contexts, batch_hook=None, group=None):
     """Train one batch, and write nothing."""
-    learner = Learner(block, optimizer, contexts, run, batch_hook)
+    learner = Learner(block, optimizer, contexts, run, batch_hook, group, schedule)
     started = time.perf_counter()
     batch = next(iter(loader))
     read = time.perf_counter()
-    results = learner.step([batch], schedule(1), run.seed)
+    samples, _ = learner.group.agree(batch[0].shape[0], None)
+    results = learner.step([batch], schedule(1), run.seed, samples)
     loss = sum(float(loss.sum().asscalar()) for losses, _, _ in results for loss in losses)
     done = time.perf_counter()
     LOGGER.info(
@@ -338,7 +371,7 @@ def dry_run(block, loader, optimizer, schedule, run, contexts, batch_hook=None):
     )
 
 
-def benchmark(block, batch, optimizer, schedule, run, contexts, steps, batch_hook=None):
+def benchmark(block, batch, optimizer, schedule, run, contexts, steps, batch_hook=None, group=None):
     """Time training steps on one batch that stays in memory, and log samples per second.
 
     Parameters
@@ -348,17 +381,20 @@ def benchmark(block, batch, optimizer, schedule, run, contexts, steps, batch_hoo
     steps : int
         How many; the first ones (a fifth, at most 10, and one at least where there are two) are
         not timed.
+    group : train.distributed.Group, optional
+        The workers, which all do this.
 
     Returns
     -------
     float
-        Samples per second, the mean over the timed steps.
+        Samples per second over all workers, the mean over the timed steps.
     """
-    learner = Learner(block, optimizer, contexts, run, batch_hook)
+    learner = Learner(block, optimizer, contexts, run, batch_hook, group, schedule)
     warmup = min(max(1, steps // 5), 10, steps - 1)
     started = time.perf_counter()
     for step in range(1, steps + 1):
-        results = learner.step([batch] * run.accumulate, schedule(step), run.seed)
+        samples, _ = learner.group.agree(batch[0].shape[0] * run.accumulate, None)
+        results = learner.step([batch] * run.accumulate, schedule(step), run.seed, samples)
         if step in (warmup, steps):
             # Else steps are queued, as in training.
             loss = sum(float(loss.sum().asscalar()) for loss in results[-1][0])
@@ -366,7 +402,6 @@ def benchmark(block, batch, optimizer, schedule, run, contexts, steps, batch_hoo
         if step == warmup:
             started = time.perf_counter()
     seconds = (time.perf_counter() - started) / (steps - warmup)
-    samples = batch[0].shape[0] * run.accumulate
     LOGGER.info(
         "Benchmark  %.2f samples/s in training: %.3f s a step of %d, mean of %d steps after %d of "
         "warm-up; loss %.4f. Nothing was read or written.",
@@ -391,6 +426,7 @@ def train_network(
     settings,
     write_bad_files,
     batch_hook=None,
+    group=None,
 ):
     """Train, or try one batch with ``--dry-run``; report unreadable files; close the loaders.
 
@@ -408,6 +444,9 @@ def train_network(
         Kept in checkpoints beside the network's name and overrides; None is left out.
     write_bad_files : callable
         (loaders, path) -> number of files that could not be read.
+    group : train.distributed.Group, optional
+        The workers, if there are several; each has its own share of the data and its own list of
+        unreadable files.
 
     Returns
     -------
@@ -417,11 +456,14 @@ def train_network(
     train, val = loaders
     run = get_run_config(args)
     log_dir = os.path.dirname(log_file or "") or "."
+    worker = group.rank if group is not None else 0
     try:
         if args.dry_run:
-            dry_run(block, train, optimizer, schedule, run, contexts, batch_hook)
+            dry_run(block, train, optimizer, schedule, run, contexts, batch_hook, group)
             return None
-        reporter = Reporter(args.task_name, log_dir=log_dir, tensorboard=args.tensorboard)
+        reporter = Reporter(
+            args.task_name, log_dir=log_dir, tensorboard=args.tensorboard, files=not worker
+        )
         summary = train_and_evaluate(
             block,
             train,
@@ -437,12 +479,14 @@ def train_network(
                 "overrides": network_overrides(args),
                 **{name: value for name, value in settings.items() if value is not None},
             },
+            group=group,
         )
         return summary, reporter.curves_path
     finally:
         loaders = [loader for loader in loaders if loader is not None]
         if not args.dry_run:
-            path = os.path.join(log_dir, f"{args.task_name}_bad-files.tsv")
+            name = f"bad-files-worker{worker}" if worker else "bad-files"
+            path = os.path.join(log_dir, f"{args.task_name}_{name}.tsv")
             found = write_bad_files(loaders, path)
             if found:
                 LOGGER.warning("%d files could not be read; they are listed in %s", found, path)

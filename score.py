@@ -21,7 +21,7 @@ from data.image_transforms import default_resize
 from data.loader import write_bad_files
 from glore_common import GloReError, UsageError, run_main, write_text
 from network.block import build_block
-from network.checkpoint import epochs, load, paths, read_source
+from network.checkpoint import epochs, find, load, paths, read_source
 from network.params import check, param_shapes
 from network.released import list_released, locate
 from network.specs import MEAN, PUBLISHED_TOP1, STD
@@ -178,7 +178,7 @@ def read_model(args):
 def read_with_graph(path, epoch):
     """Return (symbol, arg_params, aux_params, path) of a checkpoint with a graph beside it."""
     if os.path.isfile(path):
-        graph = re.sub(r"(-\d{4,})?\.params$", "", path) + "-symbol.json"
+        graph = f"{find(path, None)[0]}-symbol.json"
         if not os.path.exists(graph):
             raise UsageError(
                 f"{path} has no graph beside it ({graph}): name its network with --network"

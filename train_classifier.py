@@ -25,7 +25,7 @@ from dataset import prepare_demo_images
 from dataset.cub200 import hold_out, read_cub200
 from glore_common import GloReError, UsageError, run_main, write_text
 from network.block import build_block
-from network.checkpoint import read_source, read_symbol
+from network.checkpoint import find, read_source, read_symbol
 from network.gluoncv_names import zoo_weights
 from network.symbol_builder import InputConf, get_spec, get_symbol, logits
 from network.symbol_glore import FLAVOURS
@@ -406,8 +406,9 @@ def loading(args):
     }
 
 
-def get_loaders(args, train, val):
-    """Return the loaders for training and for choosing the epoch."""
+def get_loaders(args, train, val, group):
+    """Return the loaders for training and for choosing the epoch, of this worker's share."""
+    share = {"rank": group.rank, "num_ranks": group.size}
     return (
         get_image_train_loader(
             train,
@@ -416,9 +417,12 @@ def get_loaders(args, train, val):
             flip=args.flip,
             rotation=args.rotation,
             seed=args.random_seed,
+            **share,
             **loading(args),
         ),
-        get_image_val_loader(val, batch_size=args.test_batch, with_index=False, **loading(args)),
+        get_image_val_loader(
+            val, batch_size=args.test_batch, with_index=False, **share, **loading(args)
+        ),
     )
 
 
@@ -431,7 +435,7 @@ def write_confusion(path, matrix):
 
 def read_block(args, path, contexts):
     """Return (block for inference, number of classes) of a checkpoint with its run's graph."""
-    symbol = read_symbol(re.sub(r"(_ep|_step)-\d+\.params$", "_ep-symbol.json", path))
+    symbol = read_symbol(f"{find(path, None)[0]}-symbol.json")
     arg_params, aux_params, _ = read_source(path, symbol)
     output = logits(symbol)
     input_conf = InputConf((3, args.crop_size, args.crop_size), MEAN, STD)
@@ -504,9 +508,9 @@ def test(args, path, source, contexts, prefix):
     return figures
 
 
-def run_training(args):
+def run_training(args, group):
     """Train, choose an epoch, test it."""
-    contexts = arguments.devices(args.gpus)
+    contexts = glore_cli.get_contexts(args)
     train_source, val_source, test_source = get_sources(args)
     if args.select_on_test:
         LOGGER.warning(
@@ -516,7 +520,7 @@ def run_training(args):
         val_source = test_source
     num_classes = train_source.num_classes
     symbol, input_conf = get_symbol(args.network, num_classes, **glore_cli.network_overrides(args))
-    loaders = get_loaders(args, train_source, val_source)
+    loaders = get_loaders(args, train_source, val_source, group)
     glore_cli.log_network(args, symbol, input_conf)
     LOGGER.info(
         "Data       %s: %d images to train, %d to choose the epoch%s, %d to test, %d classes "
@@ -530,20 +534,21 @@ def run_training(args):
         100 / num_classes,
     )
     block = glore_cli.get_block(args, symbol, input_conf, contexts)
-    glore_cli.log_schedule(args, len(loaders[0]))
+    glore_cli.log_schedule(args, len(loaders[0]), group)
     recorded = {name: getattr(args, name) for name in RECORDED}
     trained = glore_cli.train_network(
         args,
         block,
         loaders,
         make_optimizer(args.optimizer, args.momentum, args.weight_decay),
-        glore_cli.get_schedule(args, len(loaders[0])),
+        glore_cli.get_schedule(args, len(loaders[0]), group.size),
         contexts,
         args.log_file,
         {"data": train_source.origin, **recorded},
         write_bad_files,
+        group=group,
     )
-    if trained is None:
+    if trained is None or not group.is_main:
         return
     summary, _ = trained
     graphs = [os.path.join(args.output_dir, "graphs", name) for name in ("loss.png", "acc.png")]
@@ -552,7 +557,8 @@ def run_training(args):
     LOGGER.info("Graphs     %s", ", ".join(graphs))
     best = best_checkpoint(args, summary)
     LOGGER.info("Best       %s (last: %s.params)", best, summary.checkpoint)
-    test(args, best, test_source, contexts, os.path.join(args.output_dir, "test"))
+    with group.progress.phase("testing"):
+        test(args, best, test_source, contexts, os.path.join(args.output_dir, "test"))
 
 
 def best_checkpoint(args, summary):
@@ -574,7 +580,7 @@ def run_evaluation(args):
     path = re.sub(r"(\.params|\.states|\.json)?$", ".params", args.evaluate, count=1)
     if not os.path.isfile(path):
         raise UsageError(f"--evaluate {args.evaluate}: there is no file {path}")
-    contexts = arguments.devices(args.gpus)
+    contexts = glore_cli.get_contexts(args)
     stem = os.path.splitext(os.path.basename(path))[0]
     folder = args.output_dir or os.path.dirname(path)
     test(args, path, get_sources(args)[2], contexts, os.path.join(folder, f"{stem}_test"))
@@ -586,11 +592,12 @@ def main(argv=None):
     with log_to(None, logging.INFO):
         settle(args)
     log_file = None if args.dry_run or args.evaluate else args.log_file
-    with log_to(log_file, logging.DEBUG if args.debug_mode else logging.INFO):
+    level = logging.DEBUG if args.debug_mode else logging.INFO
+    with glore_cli.join(args) as group, log_to(log_file if group.is_main else None, level):
         if args.evaluate:
             run_evaluation(args)
         else:
-            run_training(args)
+            run_training(args, group)
 
 
 if __name__ == "__main__":

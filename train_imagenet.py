@@ -266,8 +266,11 @@ def use_module_weights(args):
         args.pretrained, args.resume_epoch = legacy, -1
 
 
-def get_loaders(args, mean, std):
-    """Return the loaders for training and validation (or None), and the number of classes."""
+def get_loaders(args, mean, std, group):
+    """Return the loaders for training and validation (or None), and the number of classes.
+
+    They read this worker's share of the images.
+    """
     source = open_image_source(args.data_train, args.num_classes)
     if args.num_examples not in (None, len(source.samples)):
         LOGGER.warning(
@@ -284,6 +287,8 @@ def get_loaders(args, mean, std):
         "num_classes": source.num_classes,
         "num_workers": args.num_workers,
         "strict": args.strict_data,
+        "rank": group.rank,
+        "num_ranks": group.size,
     }
     val = None
     if args.data_val:
@@ -317,9 +322,9 @@ def get_network(args, num_classes, contexts):
     return block, input_conf
 
 
-def run_benchmark(args):
+def run_benchmark(args, group):
     """Time training on a made-up batch."""
-    contexts = arguments.devices(args.gpus)
+    contexts = glore_cli.get_contexts(args)
     if args.batch_size is None:
         on_cpu = contexts[0].device_type == "cpu"
         args.batch_size = CPU_BENCHMARK_BATCH_SIZE if on_cpu else BATCH_SIZE
@@ -336,19 +341,21 @@ def run_benchmark(args):
         batch,
         make_optimizer(args.optimizer, args.momentum, args.weight_decay),
         # Its length matters for the rate alone.
-        glore_cli.get_schedule(args, max(steps, args.epoch_div_factor)),
+        glore_cli.get_schedule(args, max(steps, args.epoch_div_factor), group.size),
         glore_cli.get_run_config(args),
         contexts,
         steps,
         Mixup(args.mixup, num_classes) if args.mixup else None,
+        group,
     )
 
 
-def run_training(args, log_file):
+def run_training(args, log_file, group):
     """Train on images."""
-    contexts = arguments.devices(args.gpus)
+    contexts = glore_cli.get_contexts(args)
     args.batch_size = args.batch_size or BATCH_SIZE
-    loaders, num_classes = get_loaders(args, *glore_cli.normalisation(args, get_spec(args.network)))
+    mean, std = glore_cli.normalisation(args, get_spec(args.network))
+    loaders, num_classes = get_loaders(args, mean, std, group)
     train, val = loaders
     train.start()  # while the network is built
     block, _ = get_network(args, num_classes, contexts)
@@ -367,18 +374,19 @@ def run_training(args, log_file):
         args.augmentation,
         args.resize,
     )
-    glore_cli.log_schedule(args, len(train))
+    glore_cli.log_schedule(args, len(train), group)
     glore_cli.train_network(
         args,
         block,
         loaders,
         make_optimizer(args.optimizer, args.momentum, args.weight_decay),
-        glore_cli.get_schedule(args, len(train)),
+        glore_cli.get_schedule(args, len(train), group.size),
         contexts,
         log_file,
         {"data": args.data_train, **{name: getattr(args, name) for name in RECORDED}},
         write_bad_files,
         Mixup(args.mixup, num_classes) if args.mixup else None,
+        group,
     )
 
 
@@ -390,11 +398,12 @@ def main(argv=None):
     with log_to(None, logging.INFO):
         settle(args)
     log_file = None if dry else args.log_file or default_log_file(args.task_name)
-    with log_to(log_file, logging.DEBUG if args.debug_mode else logging.INFO):
+    level = logging.DEBUG if args.debug_mode else logging.INFO
+    with glore_cli.join(args) as group, log_to(log_file if group.is_main else None, level):
         if args.benchmark:
-            run_benchmark(args)
+            run_benchmark(args, group)
         else:
-            run_training(args, log_file)
+            run_training(args, log_file, group)
 
 
 if __name__ == "__main__":

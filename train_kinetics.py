@@ -59,8 +59,8 @@ RECORDED = (
 # Upstream's options of torch.distributed.
 FOREIGN = {
     "backend": "MXNet's key-value store takes its place",
-    "world_size": "one process uses all the devices of --gpus",
-    "dist_url": "one process uses all the devices of --gpus",
+    "world_size": "run_dist.sh starts the workers of a distributed job",
+    "dist_url": "run_dist.sh starts the workers of a distributed job",
 }
 
 
@@ -131,8 +131,8 @@ def settle(args, config):
     glore_cli.settle_run(args, config.name)
 
 
-def get_loaders(args, config, input_conf):
-    """Return the loaders for training and validation."""
+def get_loaders(args, config, input_conf, group):
+    """Return the loaders for training and validation, of this worker's share of the videos."""
     common = {
         "num_classes": config.num_classes,
         "clip_length": args.clip_length,
@@ -143,6 +143,8 @@ def get_loaders(args, config, input_conf):
         "num_workers": args.num_workers,
         "strict": args.strict_data,
         "max_failures": args.max_failures,
+        "rank": group.rank,
+        "num_ranks": group.size,
     }
     transform = None
     if args.augmentation == "crop":
@@ -164,7 +166,7 @@ def get_loaders(args, config, input_conf):
     return train, val
 
 
-def log_plan(args, config, symbol, input_conf, loaders):
+def log_plan(args, config, symbol, input_conf, loaders, group):
     """Log what is going to be trained on what, and for how long."""
     train, val = loaders
     glore_cli.log_network(args, symbol, input_conf)
@@ -184,7 +186,7 @@ def log_plan(args, config, symbol, input_conf, loaders):
         args.crop_size,
         args.crop_size,
     )
-    glore_cli.log_schedule(args, len(train))
+    glore_cli.log_schedule(args, len(train), group)
 
 
 def write_run_file(args, config, checkpoint, curves):
@@ -216,7 +218,8 @@ def main(argv=None):
     config = get_config(args.dataset, args.data_root, split=args.split)
     settle(args, config)
     log_file = None if args.dry_run else args.log_file or default_log_file(args.task_name)
-    with log_to(log_file, logging.DEBUG if args.debug_mode else logging.INFO):
+    level = logging.DEBUG if args.debug_mode else logging.INFO
+    with glore_cli.join(args) as group, log_to(log_file if group.is_main else None, level):
         glore_cli.check_network_arguments(args)
         for name, instead in FOREIGN.items():
             if getattr(args, name) is not None:
@@ -227,13 +230,13 @@ def main(argv=None):
             raise UsageError(
                 f"{args.network} reads single images; train_kinetics.py trains on clips"
             )
-        contexts = arguments.devices(args.gpus)
+        contexts = glore_cli.get_contexts(args)
         if config.name == "Demo":
             prepare_demo(args.data_root)
         config.check()
-        loaders = train, _ = get_loaders(args, config, input_conf)
+        loaders = train, _ = get_loaders(args, config, input_conf, group)
         train.start()  # while the network is built
-        log_plan(args, config, symbol, input_conf, loaders)
+        log_plan(args, config, symbol, input_conf, loaders, group)
         done = glore_cli.train_network(
             args,
             glore_cli.get_block(
@@ -241,13 +244,14 @@ def main(argv=None):
             ),
             loaders,
             make_optimizer(args.optimizer, args.momentum, args.weight_decay),
-            glore_cli.get_schedule(args, len(train)),
+            glore_cli.get_schedule(args, len(train), group.size),
             contexts,
             log_file,
             {"dataset": config.name, **{name: getattr(args, name) for name in RECORDED}},
             write_bad_files,
+            group=group,
         )
-        if done and done[0].checkpoint and args.run_file:
+        if done and done[0].checkpoint and args.run_file and group.is_main:
             write_run_file(args, config, done[0].checkpoint, done[1])
             LOGGER.info("Test it    python test/test-single-clip.py --from-run %s", args.run_file)
 

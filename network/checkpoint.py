@@ -298,7 +298,7 @@ def read_symbol(path):
 
 
 def find(prefix, epoch):
-    """Return (prefix, path of the parameters) of a prefix with its epoch, or of a path.
+    """Return (prefix of the graph, path of the parameters) of a prefix, or of a path.
 
     Parameters
     ----------
@@ -318,7 +318,12 @@ def find(prefix, epoch):
     if prefix.endswith(".params"):
         if epoch is not None:
             raise UsageError(f"{prefix} is one file: it has no epoch {epoch}")
-        return re.sub(r"(-\d{4,})?\.params$", "", prefix), prefix
+        stem = re.sub(r"(-\d{4,})?\.params$", "", prefix)
+        # Checkpoints within an epoch (TASK_step-NNNNNNN) share the graph of those at its end.
+        shared = re.sub(r"_step$", "_ep", stem)
+        if not os.path.exists(f"{stem}-symbol.json") and os.path.exists(f"{shared}-symbol.json"):
+            stem = shared
+        return stem, prefix
     if epoch is None:
         known = epochs(prefix)
         if not known:

@@ -184,6 +184,18 @@ def test_newest_epoch(saved):
         load(f"{prefix}-0003.params", 3)
 
 
+def test_a_checkpoint_within_an_epoch_uses_the_graph_of_those_at_its_end(tmp_path):
+    symbol = net()
+    args, auxs = some(symbol)
+    prefix = str(tmp_path / "task_ep")
+    save(prefix, 1, symbol, args, auxs)
+    step = str(tmp_path / "task_step-0000012.params")
+    os.rename(f"{prefix}-0001.params", step)
+    loaded, loaded_args, _ = load(step)
+    assert loaded.tojson() == symbol.tojson()
+    np.testing.assert_array_equal(loaded_args["classifier_bias"].asnumpy(), args["classifier_bias"])
+
+
 def test_brackets_in_a_path(tmp_path):
     symbol = net()
     prefix = str(tmp_path / "a [1] *" / "net")

@@ -15,6 +15,7 @@ from glore_common import UsageError
 from mxnet_compat import mx
 from network.checkpoint import load, read_params
 from network.symbol_builder import get_symbol
+from train.distributed import Group
 from train.optimizer import NesterovSGD, make_optimizer
 from train_imagenet import get_network, get_parser, main, settle
 
@@ -154,8 +155,10 @@ def test_benchmark_divides_by_the_timed_steps_alone(monkeypatch):
     class Learns:
         def __init__(self, *_):
             self.steps = 0
+            self.group = Group()
 
-        def step(self, batches, lr, seed):
+        def step(self, batches, lr, seed, samples):
+            assert samples == 8
             self.steps += 1
             # The first two of ten are slow.
             now[0] += 100.0 if self.steps <= 2 else 0.5
@@ -322,7 +325,7 @@ def test_mistakes_are_one_clear_message(options, error, text):
         (("--image-shape", "1,28,28"), "no square colour image"),
         (("--image-shape", "3,28,32"), "no square colour image"),
         (("--rgb-mean", "1,2"), "not 3 (or 1)"),
-        (("--kv-store", "dist_sync"), "invalid choice"),
+        (("--kv-store", "dist_synch"), "invalid choice"),
         (("--top-k", "3"), "invalid choice"),
         (("--model-prefix", "folder/"), "ends in no name"),
         (("--num-epoch", "3"), "--num-epochs"),

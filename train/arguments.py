@@ -16,8 +16,8 @@ from .lr_scheduler import SCHEDULES
 from .optimizer import OPTIMIZERS
 
 LOGGER = logging.getLogger("glore.train")
-# Of one machine.
-KV_STORES = ("device", "local", "nccl")
+# Of one process, and of the workers of a job.
+KV_STORES = ("device", "local", "nccl", "dist_sync", "dist_device_sync", "dist_async")
 _TRUE = ("true", "yes", "on", "1")
 _FALSE = ("false", "no", "off", "0")
 
@@ -164,7 +164,12 @@ def gpu_list(text):
     return numbers
 
 
-def devices(gpus=None, seen=None):
+def loss_scale(text):
+    """Return the loss scale, or None for ``dynamic``."""
+    return None if text.lower() == "dynamic" else positive_float(text)
+
+
+def devices(gpus=None, seen=None, cpus=None):
     """Turn ``--gpus`` into MXNet contexts, and say in the log what runs where.
 
     Parameters
@@ -173,6 +178,8 @@ def devices(gpus=None, seen=None):
         GPU numbers, ``()`` for the CPU, None for all GPUs that MXNet sees, else the CPU.
     seen : int, optional
         Number of GPUs; asked of MXNet by default.
+    cpus : int, optional
+        That many devices on the CPU, between which each batch is divided as between GPUs.
 
     Returns
     -------
@@ -183,6 +190,11 @@ def devices(gpus=None, seen=None):
     UsageError
         If a GPU does not exist.
     """
+    if cpus is not None:
+        if gpus:
+            raise UsageError("give --gpus or --cpus, not both")
+        LOGGER.info("Running on %d device(s) of the CPU, as asked", cpus)
+        return [mx.cpu(index) for index in range(cpus)]
     if gpus == ():
         LOGGER.info("Running on the CPU, as asked")
         return [mx.cpu()]
@@ -204,7 +216,7 @@ def devices(gpus=None, seen=None):
 
 
 def add_device_arguments(parser, dtype=True):
-    """Add the group ``devices``: --gpus and, with ``dtype``, --kv-store, --dtype, --loss-scale."""
+    """Add the group ``devices``: --gpus, and with ``dtype`` what concerns training on several."""
     group = parser.add_argument_group("devices")
     group.add_argument(
         "--gpus",
@@ -217,7 +229,44 @@ def add_device_arguments(parser, dtype=True):
             "--kv-store",
             choices=KV_STORES,
             default="device",
-            help="where the gradients of several GPUs are added up",
+            help="where the gradients of several devices are added up; dist_...: of the workers of "
+            "a job, see run_dist.sh",
+        )
+        group.add_argument(
+            "--cpus",
+            type=positive_int,
+            metavar="N",
+            help="divide each batch between N devices of the CPU, as between GPUs (for trials)",
+        )
+        add_flag(
+            group,
+            "--update-on-kvstore",
+            "the key-value store (its servers) updates the weights; dist_async always does",
+        )
+        group.add_argument(
+            "--gradient-compression",
+            choices=("none", "2bit"),
+            default="none",
+            help="between workers: two bits for each number, what is lost is added later",
+        )
+        group.add_argument(
+            "--compression-threshold",
+            type=positive_float,
+            default=0.5,
+            help="2bit: gradients (sums over a batch) become minus this, 0, or this",
+        )
+        group.add_argument(
+            "--lr-scaling",
+            choices=("none", "linear"),
+            default="none",
+            help="linear: the learning rate is multiplied by the number of workers",
+        )
+        group.add_argument(
+            "--batch-norm",
+            choices=("local", "sync", "frozen"),
+            default="local",
+            help="statistics of each device; of all devices of a process together; or the running "
+            "ones, which stay as they are",
         )
         group.add_argument(
             "--dtype",
@@ -227,9 +276,11 @@ def add_device_arguments(parser, dtype=True):
         )
         group.add_argument(
             "--loss-scale",
-            type=positive_float,
+            type=loss_scale,
             default=1.0,
-            help="what the loss is multiplied by before the backward pass (float16: e.g. 128)",
+            metavar="NUMBER|dynamic",
+            help="what the loss is multiplied by before the backward pass (float16: e.g. 128); "
+            "dynamic: from 65536, halved by each overflow, doubled after 2000 steps without",
         )
     return group
 
@@ -435,6 +486,11 @@ def add_checkpoint_arguments(parser, model_dir="./exps/models"):
         type=number(int, low=-1),
         default=-1,
         help="continue after this many logged epochs; -1: see --resume",
+    )
+    add_flag(
+        group,
+        "--share-task-name",
+        "do not mind another run that is writing checkpoints of this task to this folder",
     )
     add_flag(
         group,

@@ -18,15 +18,17 @@ class BatchStream:
         that is used; else the iterable is read from its start and batches are skipped.
     name : str
         How messages call it.
+    may_be_empty : bool
+        Whether it may have no batch: one worker's share of few data.
     """
 
-    def __init__(self, source, name):
+    def __init__(self, source, name, may_be_empty=False):
         self._source = source
         self._name = name
         self._iterator = None
         self._position = None
         self.batches = len(source)
-        if not self.batches:
+        if not self.batches and not may_be_empty:
             raise UsageError(f"the {name} data hold no batch: too few samples for the batch size?")
 
     def seek(self, pass_index, batch):

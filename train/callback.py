@@ -181,10 +181,14 @@ class Reporter:
         Folder of ``{task}_history.csv``, ``{task}_curves.png`` and ``{task}_tensorboard``.
     tensorboard : bool
         Write TensorBoard events (extra ``tensorboard``).
+    files : bool
+        False for workers other than the first, which only log.
     """
 
-    def __init__(self, task, log_dir=LOG_DIR, tensorboard=False):
+    def __init__(self, task, log_dir=LOG_DIR, tensorboard=False, files=True):
         self.task = task
+        self.files = files
+        tensorboard = tensorboard and files
         self.history_path = os.path.join(log_dir, f"{task}_history.csv")
         self.curves_path = os.path.join(log_dir, f"{task}_curves.png")
         self.events_path = os.path.join(log_dir, f"{task}_tensorboard") if tensorboard else None
@@ -271,7 +275,8 @@ class Reporter:
         row = rows[-1]
         for line in epoch_table(rows[-1:]):
             LOGGER.info("%s", line)
-        write_history(rows, self.history_path)
+        if self.files:
+            write_history(rows, self.history_path)
         if self._events is not None:
             for name in COLUMNS[2:]:
                 if row[name] is not None:
@@ -290,7 +295,7 @@ class Reporter:
             ``time.perf_counter()`` when this process began to train.
         """
         self.end_bar()
-        if rows:
+        if rows and self.files:
             plot_history(rows, self.curves_path, self.task)
             write_history(rows, self.history_path)
             best = best_row(rows)
@@ -303,7 +308,7 @@ class Reporter:
             )
             LOGGER.info("History    %s", self.history_path)
             LOGGER.info("Curves     %s", self.curves_path)
-        if checkpoint:
+        if checkpoint and self.files:
             LOGGER.info("Checkpoint %s.params", checkpoint)
         if self.events_path:
             LOGGER.info("Events     tensorboard --logdir %s", self.events_path)

@@ -24,16 +24,26 @@ import json
 import logging
 import os
 import re
+import socket
+import time
 from typing import Any, Optional
 
 from glore_common import GloReError, UsageError, atomic_path, sha256_of, write_text
 from mxnet_compat import mx
 
+try:
+    import fcntl
+except ImportError:  # not a Unix: no lock there
+    fcntl = None
+
 LOGGER = logging.getLogger("glore.train")
 FORMAT = 1
+# Seconds that a checkpoint may take to show on another machine, and an earlier run to let go.
+CHECKPOINT_PATIENCE = 60.0
+LOCK_PATIENCE = 3.0
 PHASES = ("train", "precise_bn", "validate")
 STEP_CHECKPOINTS_KEPT = 2
-_STATISTICS = ("moving_mean", "moving_var", "running_mean", "running_var")
+STATISTICS = ("moving_mean", "moving_var", "running_mean", "running_var")
 
 
 class CheckpointError(GloReError):
@@ -62,6 +72,8 @@ class Position:
         Part of ``seconds`` that was spent waiting for input.
     history : list of dict
         One row per completed logged epoch.
+    loss_scale : list, optional
+        See :meth:`train.learner.LossScaler.state`.
     """
 
     step: int = 0
@@ -72,6 +84,7 @@ class Position:
     seconds: float = 0.0
     waited: float = 0.0
     history: list = dataclasses.field(default_factory=list)
+    loss_scale: Optional[list] = None
 
     def order(self):
         """Return a key that grows as a run advances."""
@@ -115,7 +128,7 @@ def parameter_arrays(block):
     Copies on several devices are averaged: they differ in their running statistics only.
     """
     return {
-        ("aux:" if name.endswith(_STATISTICS) else "arg:") + name: parameter._reduce()
+        ("aux:" if name.endswith(STATISTICS) else "arg:") + name: parameter._reduce()
         for name, parameter in named_parameters(block).items()
     }
 
@@ -271,6 +284,99 @@ def read_checkpoint(path):
     )
 
 
+def wait_for_checkpoint(path, seconds=CHECKPOINT_PATIENCE):
+    """Return :func:`read_checkpoint` of a checkpoint that another worker found whole.
+
+    A shared file system may show it here a little later.
+
+    Raises
+    ------
+    CheckpointError
+        If it is not whole after so many seconds.
+    """
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            return read_checkpoint(path)
+        except CheckpointError as error:
+            if time.monotonic() > deadline:
+                raise CheckpointError(
+                    f"worker 0 resumes from {path}, which this worker did not see whole within "
+                    f"{seconds:g} s: {error}. The folder of the checkpoints must be on a file "
+                    "system that all machines share."
+                ) from error
+        time.sleep(0.2)
+
+
+class TaskLock:
+    """Keeps two runs from writing the checkpoints of one task in one folder.
+
+    A lock of the system on ``.{task}.lock``, which ends with the process, however that ends.
+
+    Parameters
+    ----------
+    model_dir, task : str
+        See :class:`CheckpointStore`.
+    """
+
+    def __init__(self, model_dir, task):
+        self.task = task
+        self.path = os.path.join(model_dir, f".{task}.lock")
+        self._stream = None
+
+    def acquire(self, seconds=LOCK_PATIENCE):
+        """Take the lock.
+
+        Raises
+        ------
+        CheckpointError
+            If another run has it, and still has it after so many seconds.
+        """
+        deadline = time.monotonic() + seconds
+        while not self._try():
+            if time.monotonic() > deadline:
+                with open(self.path, encoding="utf-8") as stream:
+                    holder = stream.read().strip() or "another process"
+                raise CheckpointError(
+                    f"{holder} is writing checkpoints of {self.task} to "
+                    f"{os.path.dirname(self.path)}. Choose another --task-name or --model-dir, "
+                    "or give --share-task-name if you know that they do not get in each other's "
+                    "way."
+                )
+            time.sleep(0.1)
+
+    def _try(self):
+        try:
+            os.makedirs(os.path.dirname(self.path) or ".", exist_ok=True)
+            stream = open(self.path, "a+", encoding="utf-8")  # noqa: SIM115  (held while locked)
+        except OSError as error:
+            raise CheckpointError(f"cannot write to the folder of checkpoints: {error}") from error
+        try:
+            if fcntl is not None:
+                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # The last holder may have deleted the file since it was opened.
+            if not os.path.samestat(os.fstat(stream.fileno()), os.stat(self.path)):
+                raise BlockingIOError
+        except (BlockingIOError, FileNotFoundError):
+            stream.close()
+            return False
+        except OSError as error:
+            LOGGER.warning("%s cannot be locked (%s): this run may not be alone", self.path, error)
+        stream.truncate(0)
+        stream.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+        stream.flush()
+        self._stream = stream
+        return True
+
+    def release(self):
+        """Give the lock back, if it was taken."""
+        if self._stream is not None:
+            with contextlib.suppress(FileNotFoundError):
+                os.remove(self.path)
+            self._stream.close()
+            self._stream = None
+
+
 class CheckpointStore:
     """The checkpoints of one task in one folder.
 
@@ -350,7 +456,7 @@ class CheckpointStore:
             "position": dataclasses.asdict(position),
             "settings": settings,
             "update_counts": update_counts(trainer, names),
-            "optimizer": type(trainer.optimizer).__name__,
+            "optimizer": type(getattr(trainer.optimizer, "inner", trainer.optimizer)).__name__,
             "mxnet": mx.__version__,
             "files": files,
         }

@@ -48,12 +48,20 @@ class RunConfig:
         Type that the block takes; the block itself is cast by the caller.
     loss_scale : float
         What the loss is multiplied by before the backward pass, and gradients divided by after.
+    dynamic_loss_scale : bool
+        ``loss_scale`` is but the start: see :class:`train.learner.LossScaler`.
     label_smoothing : float
         See :func:`train.loss.cross_entropy`; used in training only.
     precise_bn : PreciseBN, optional
         Precise BatchNorm after each logged epoch.
     kvstore : str
         Key-value store that adds up the gradients of several devices or workers.
+    update_on_kvstore : bool
+        Whether the store updates the weights; with ``dist_async`` it always does.
+    compression : float, optional
+        Threshold of MXNet's 2-bit gradient compression between workers; None for none.
+    share_task : bool
+        Do not mind another run that writes checkpoints of this task.
     """
 
     task_name: str
@@ -72,9 +80,13 @@ class RunConfig:
     accumulate: int = 1
     dtype: str = "float32"
     loss_scale: float = 1.0
+    dynamic_loss_scale: bool = False
     label_smoothing: float = 0.0
     precise_bn: Optional[PreciseBN] = None
     kvstore: str = "device"
+    update_on_kvstore: bool = False
+    compression: Optional[float] = None
+    share_task: bool = False
 
     def __post_init__(self):
         for name in ("end_epoch", "epoch_div_factor", "log_frequency", "save_frequency"):
@@ -84,3 +96,13 @@ class RunConfig:
             raise UsageError(f"accumulate must be 1 or more, not {self.accumulate}")
         if self.max_steps is not None and self.max_steps < 1:
             raise UsageError(f"max_steps must be 1 or more, not {self.max_steps}")
+        if self.compression is not None and not self.kvstore.startswith("dist"):
+            raise UsageError(
+                "gradients are compressed between workers only: it needs --kv-store dist_sync"
+            )
+        if self.update_on_kvstore or "async" in self.kvstore:
+            where = "when the key-value store updates the weights"
+            if self.precise_bn is not None:
+                raise UsageError(f"precise BatchNorm does not work {where}")
+            if self.dynamic_loss_scale:
+                raise UsageError(f"a dynamic loss scale does not work {where}")

@@ -5,14 +5,19 @@ and the step (1.5 ms on a CPU), which makes dropout and the like, and with them 
 to those of an uninterrupted run.
 """
 
+import logging
+
 import numpy as np
 
 from glore_common import UsageError
 from mxnet_compat import mx
 
-from .checkpoint import named_parameters
+from .checkpoint import STATISTICS, named_parameters
+from .distributed import Group
 from .loss import cross_entropy
+from .remote import StoreTrainer
 
+LOGGER = logging.getLogger("glore.train")
 # multi_all_finite copies its arguments into a fixed array (200 in MXNet 1.9.1) without a check.
 FINITE_AT_ONCE = 100
 
@@ -35,6 +40,46 @@ def all_finite(arrays):
     return all(bool(flag.asscalar()) for flag in flags)
 
 
+class LossScaler:
+    """The scale of the loss, which keeps small gradients of float16 above zero.
+
+    If dynamic, a step whose gradients overflow is left out and halves the scale; a run of steps
+    without doubles it.
+
+    Parameters
+    ----------
+    scale : float
+        Where it starts.
+    dynamic : bool
+        Whether it changes.
+    """
+
+    STEPS, LARGEST = 2000, 2.0**24
+
+    def __init__(self, scale, dynamic):
+        self.scale = scale
+        self.dynamic = dynamic
+        self.good_steps = 0
+
+    def update(self, finite):
+        """Take note of whether a step's gradients were finite."""
+        if not finite:
+            self.scale, self.good_steps = max(self.scale / 2, 1.0), 0
+            return
+        self.good_steps += 1
+        if self.good_steps == self.STEPS:
+            self.scale, self.good_steps = min(self.scale * 2, self.LARGEST), 0
+
+    def state(self):
+        """Return what a checkpoint keeps; None for a fixed scale."""
+        return [self.scale, self.good_steps] if self.dynamic else None
+
+    def restore(self, state):
+        """Continue from :meth:`state`."""
+        if self.dynamic and state is not None:
+            self.scale, self.good_steps = state
+
+
 class Learner:
     """A block on its devices: training steps and predictions.
 
@@ -51,10 +96,23 @@ class Learner:
     batch_hook : callable, optional
         ``hook(data, label, numpy.random.RandomState) -> data, label`` on each training batch,
         e.g. :class:`train.loss.Mixup`.
+    group : train.distributed.Group, optional
+        The workers, if there are several.
+    schedule : callable, optional
+        Learning rate of a step, from 1; needed if parameter servers update the weights.
+
+    Attributes
+    ----------
+    steps : int
+        Steps done; to be set when a run is resumed.
     """
 
-    def __init__(self, block, optimizer, contexts, run, batch_hook=None):
+    def __init__(self, block, optimizer, contexts, run, batch_hook=None, group=None, schedule=None):
         self.block = block
+        self.group = group or Group()
+        self.steps = 0
+        self.scaler = LossScaler(run.loss_scale, run.dynamic_loss_scale)
+        self._step_samples = None
         self.contexts = list(contexts)
         self.run = run
         self.batch_hook = batch_hook
@@ -62,13 +120,18 @@ class Learner:
         if run.accumulate > 1:
             for parameter in self.trainable():
                 parameter.grad_req = "add"
-        # Updating outside of the store keeps the learning rate in this process's hands.
-        distributed = len(self.contexts) > 1 or run.kvstore.startswith("dist")
-        self.trainer = mx.gluon.Trainer(
+        kvstore = self.group.store
+        if kvstore is None and len(self.contexts) > 1:
+            kvstore = run.kvstore
+        if run.compression is not None and self.group.store is not None:
+            self.group.compress(run.compression)
+        self.trainer = StoreTrainer(
             list(self.parameters.values()),
             optimizer,
-            kvstore=run.kvstore if distributed else None,
-            update_on_kvstore=False,
+            kvstore,
+            kvstore is not None and (run.update_on_kvstore or self.group.asynchronous),
+            self.group,
+            schedule,
         )
 
     def trainable(self):
@@ -85,7 +148,7 @@ class Learner:
             load(label, contexts, even_split=False),
         )
 
-    def step(self, batches, lr, seed):
+    def step(self, batches, lr, seed, samples=None):
         """Take one optimiser step on the mean loss of all samples of ``batches``.
 
         Parameters
@@ -96,15 +159,38 @@ class Learner:
             Learning rate.
         seed : int
             Source of the step's randomness.
+        samples : int, optional
+            Samples of the step over all workers (:meth:`train.distributed.Group.agree`); this
+            worker's own by default.
 
         Returns
         -------
         list of tuple
             (losses, outputs, labels), each a list by device, for each batch.
         """
+        samples = samples or sum(data.shape[0] for data, _ in batches)
+        # The rate at which servers rescale is fixed by the first step: another size is made up
+        # for here.
+        self._step_samples = self._step_samples or samples
+        scale = self.scaler.scale
+        if self.trainer.remote:
+            scale *= self._step_samples / samples
+        results = self.backward(batches, seed, scale)
+        self.trainer.set_learning_rate(lr)
+        divisor = (self._step_samples if self.trainer.remote else samples) * self.scaler.scale
+        self.trainer.start(divisor, self.steps)
+        overflow = not self._update(divisor)
+        self.steps += 1
+        if self.run.accumulate > 1 or overflow:
+            for parameter in self.trainable():
+                parameter.zero_grad()
+        return results
+
+    def backward(self, batches, seed, scale=1.0):
+        """Compute the gradients of ``scale`` times the summed loss; results as of :meth:`step`."""
         mx.random.seed(seed)
         generator = np.random.RandomState(seed)
-        results, samples = [], 0
+        results = []
         for data, label in batches:
             if data.shape[0] < len(self.contexts):
                 raise UsageError(
@@ -120,16 +206,39 @@ class Learner:
                     cross_entropy(output, target, self.run.label_smoothing)
                     for output, target in zip(outputs, labels)
                 ]
-                scaled = [loss * self.run.loss_scale for loss in losses]
+                scaled = [loss * scale for loss in losses]
             mx.autograd.backward(scaled)
-            samples += data.shape[0]
             results.append((losses, outputs, labels))
-        self.trainer.set_learning_rate(lr)
-        self.trainer.step(samples * self.run.loss_scale)
-        if self.run.accumulate > 1:
-            for parameter in self.trainable():
-                parameter.zero_grad()
         return results
+
+    def _update(self, divisor):
+        """Add up the gradients and update; return False if they overflowed and nothing was done."""
+        if not self.scaler.dynamic:
+            self.trainer.step(divisor)
+            return True
+        # Added up they are the same for all workers, and so is what follows.
+        self.trainer.allreduce_grads()
+        finite = all_finite([g for p in self.trainable() for g in p.list_grad()])
+        self.scaler.update(finite)
+        if finite:
+            self.trainer.update(divisor)
+        else:
+            LOGGER.info("Gradients overflowed: step left out, loss scale %g", self.scaler.scale)
+        return finite
+
+    def share_statistics(self):
+        """Give all workers worker 0's running statistics, which are those of its own data."""
+        if self.group.size == 1:
+            return
+        shared = [p for name, p in self.parameters.items() if name.endswith(STATISTICS)]
+        own = [parameter._reduce().asnumpy().reshape(-1) for parameter in shared]
+        values = self.group.broadcast(np.concatenate(own) if own else [])
+        for parameter in shared:
+            size = int(np.prod(parameter.shape))
+            part, values = values[:size], values[size:]
+            # Not by set_data, which makes a trainer on a distributed store fail.
+            for array in parameter.list_data():
+                array[:] = mx.nd.array(part.reshape(parameter.shape), dtype=parameter.dtype)
 
     def predict(self, data, label):
         """Return (losses, outputs, labels), each a list by device, in evaluation mode."""

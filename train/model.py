@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import json
 import logging
+import os
 import time
 from typing import Optional
 
@@ -18,8 +19,15 @@ from mxnet_compat import mx
 
 from .batches import BatchStream, epoch_bounds, spread_batches
 from .callback import Reporter, best_row
-from .checkpoint import CheckpointStore, Position, differing_settings
+from .checkpoint import (
+    CheckpointStore,
+    Position,
+    TaskLock,
+    differing_settings,
+    wait_for_checkpoint,
+)
 from .config import RunConfig
+from .distributed import Group, is_distributed
 from .interrupt import Interrupted, StopSignals
 from .learner import Learner, derived_seed
 from .metric import StreamingMetrics, means_of
@@ -100,6 +108,8 @@ class Session:
         self.reporter = reporter
         self.settings = settings
         self.stop = stop
+        self.group = learner.group
+        self.agreed_signal = None
         self.store = CheckpointStore(run.model_dir, run.task_name, run.keep)
         self.position = Position()
         self.metrics = StreamingMetrics()
@@ -111,11 +121,29 @@ class Session:
         """Learning rate of the step last done, or of the first one."""
         return self.schedule(max(self.position.step, 1))
 
+    def choose(self):
+        """Return the checkpoint to start from, worker 0's choice, or None."""
+        if not self.group.is_main:
+            answer = json.loads(self.group.broadcast_text(""))
+            if answer["error"] is not None:
+                raise GloReError(f"worker 0 cannot start: {answer['error']}")
+            return wait_for_checkpoint(answer["path"]) if answer["path"] else None
+        checkpoint, error = None, None
+        try:
+            if self.run.overwrite:
+                self.store.overwrite(self.run.resume)
+            checkpoint = self.store.choose(self.run.resume)
+        except GloReError as problem:
+            error = problem
+        path = os.path.abspath(checkpoint.path) if checkpoint else None
+        self.group.broadcast_text(json.dumps({"path": path, "error": error and str(error)}))
+        if error is not None:
+            raise error
+        return checkpoint
+
     def resume(self):
         """Start from the checkpoint that ``run.resume`` asks for, if any."""
-        if self.run.overwrite:
-            self.store.overwrite(self.run.resume)
-        checkpoint = self.store.choose(self.run.resume)
+        checkpoint = self.choose()
         if checkpoint is None:
             return
         for line in differing_settings(self.settings, checkpoint.settings):
@@ -132,7 +160,10 @@ class Session:
                 "checkpoint"
             )
         self.position = self.store.load(checkpoint, self.learner.block, self.learner.trainer)
-        if self.position.totals is not None:
+        self.learner.steps = self.position.step
+        self.learner.scaler.restore(self.position.loss_scale)
+        # They are sums over all workers: one of them goes on with them.
+        if self.position.totals is not None and self.group.is_main:
             self.metrics.restore(self.position.totals)
         self.last_saved, self.last_order = checkpoint.path, self.position.order()
         LOGGER.info(
@@ -142,6 +173,11 @@ class Session:
             self.position.epoch + 1,
             self.position.batch,
         )
+
+    @property
+    def own_seed(self):
+        """What makes this worker's randomness (dropout, mixup) differ from the others'."""
+        return () if self.group.is_main else (self.group.rank,)
 
     def enough(self):
         """Return whether ``max_steps`` are done."""
@@ -171,33 +207,78 @@ class Session:
             f"{what} (learning rate {lr:.4g}). {last}. Try a smaller --lr-base or a longer warm-up."
         )
 
-    def save(self, path):
-        """Write a checkpoint unless this position has been saved or is the very start."""
+    def totals(self):
+        """Return the metric sums of the logged epoch over all workers."""
+        return self.summed(self.metrics.totals())
+
+    def summed(self, totals):
+        """Return metric sums over all workers, which call this at the same place."""
+        sums = self.group.sum(list(totals.values())).tolist()
+        return dict(zip(totals, sums), samples=round(sums[list(totals).index("samples")]))
+
+    def save(self, path, together=True):
+        """Write a checkpoint unless this position has been saved or is the very start.
+
+        Parameters
+        ----------
+        path : str
+            From the store.
+        together : bool
+            Whether all workers are here. If not, what needs the others is as it was when they
+            last were: metric sums, and an optimiser's state that is on servers.
+        """
         if self.position.step == 0 or self.position.order() == self.last_order:
             return
         self.check_finite()
-        self.position.totals = self.metrics.totals()
         learner = self.learner
-        self.store.save(path, learner.block, learner.trainer, self.position, self.settings)
-        self.last_saved, self.last_order = path, self.position.order()
-        best = best_row(self.position.history)
-        self.store.prune(path, best["epoch"] if best else None)
+        with self.group.progress.phase("saving"):
+            if together:
+                self.position.totals = self.totals()
+                learner.trainer.fetch(self.position.step)
+            self.position.loss_scale = learner.scaler.state()
+            self.last_saved, self.last_order = path, self.position.order()
+            if not self.group.is_main:
+                return
+            self.store.save(path, learner.block, learner.trainer, self.position, self.settings)
+            best = best_row(self.position.history)
+            self.store.prune(path, best["epoch"] if best else None)
 
-    def save_step(self):
+    def save_step(self, together=True):
         """Write a checkpoint of the position within the logged epoch."""
-        self.save(self.store.step_path(self.position.step))
+        self.save(self.store.step_path(self.position.step), together)
 
-    def obey(self, save=True):
-        """If a signal came, save (unless told not to) and raise Interrupted."""
-        if self.stop.number is None:
+    def agree(self, batches):
+        """Agree on a step with the other workers; return how many samples it has.
+
+        All of them hear of a signal at the same step: what each of them was doing else would
+        leave some waiting for ever.
+        """
+        own = sum(data.shape[0] for data, _ in batches)
+        samples, self.agreed_signal = self.group.agree(own, self.stop.number)
+        self.group.progress.tick("compute", self.position.step)
+        return samples
+
+    def obey(self, save=True, together=False):
+        """If a signal came, save (unless told not to) and raise Interrupted.
+
+        Parameters
+        ----------
+        save : bool
+            Whether there is something that could be saved.
+        together : bool
+            Whether the workers just agreed on a step.
+        """
+        together = together and self.group.in_step
+        number = self.agreed_signal if together else self.stop.number
+        if number is None:
             return
         self.reporter.end_bar()
         if save:
-            self.save_step()
+            self.save_step(together or self.group.size == 1)
         if self.last_saved is None:
-            raise Interrupted(self.stop.number, "stopped; no step was done, nothing was saved")
+            raise Interrupted(number, "stopped; no step was done, nothing was saved")
         raise Interrupted(
-            self.stop.number,
+            number,
             f"stopped after step {self.position.step}, saved as {self.last_saved}. Continue with "
             "the same command and --resume auto.",
         )
@@ -209,7 +290,7 @@ class Session:
             yield
         except Exception:
             self.obey()
-            self.save_step()
+            self.save_step(together=self.group.size == 1)
             raise
 
     def train_epoch(self):
@@ -221,17 +302,22 @@ class Session:
         size = last - first
         self.train_data.seek(pass_index, first + position.batch)
         self.reporter.start_bar(f"Epoch {position.epoch + 1}", size, position.batch)
-        printed, printed_at = self.metrics.totals(), time.perf_counter()
+        # Workers that need not wait for each other do not do so for a step line.
+        sums = self.metrics.totals if self.group.asynchronous else self.totals
+        printed, printed_at = sums(), time.perf_counter()
         mark = printed_at
         while position.batch < size and not self.enough():
             chunk = min(run.accumulate, size - position.batch)
             before = time.perf_counter()
+            self.group.progress.tick("input", position.step)
             with self.guarded_input():
                 batches = [self.train_data.read() for _ in range(chunk)]
             position.waited += time.perf_counter() - before
+            samples = self.agree(batches)
             step = position.step + 1
             lr = self.schedule(step)
-            for result in self.learner.step(batches, lr, derived_seed(run.seed, step)):
+            seed = derived_seed(run.seed, step, *self.own_seed)
+            for result in self.learner.step(batches, lr, seed, samples):
                 self.metrics.update(*result, step=step)
             self.metrics.wait_for_all_but(STEPS_AHEAD * chunk * len(self.learner.contexts))
             position.step = step
@@ -240,7 +326,7 @@ class Session:
             due = position.batch % run.log_frequency < chunk
             if due or position.batch == size or self.enough():
                 self.check_finite()
-                totals, now = self.metrics.totals(), time.perf_counter()
+                totals, now = sums(), time.perf_counter()
                 speed = (totals["samples"] - printed["samples"]) / (now - printed_at)
                 means = means_of(totals, printed)
                 self.reporter.step_line(position, size, lr, speed, means)
@@ -250,9 +336,13 @@ class Session:
             # At the end of an epoch its own checkpoint follows at once, after the validation.
             if run.save_every_steps and step % run.save_every_steps == 0 and position.batch < size:
                 self.save_step()
-            self.obey()
+            self.obey(together=True)
         self.reporter.end_bar()
         self.check_finite()
+        if position.batch == size:
+            # From here to the epoch's end workers save by themselves, if they have to.
+            position.totals = self.totals()
+            self.learner.trainer.fetch(position.step)
         return position.batch == size
 
     def precise_bn(self):
@@ -263,21 +353,24 @@ class Session:
         self.reporter.start_bar(f"Epoch {epoch + 1} precise BN", total)
         self.train_data.seek(PRECISE_BN_PASS + epoch, 0)
 
-        def batches(count, offset):
+        def batches(count, offset, together):
             for index in range(count):
                 # Between here and its own checkpoint there is nothing that could be saved.
-                self.obey(save=False)
-                yield derived_seed(run.seed, epoch, offset + index, 1), self.train_data.read()
+                self.obey(save=False, together=together)
+                seed = derived_seed(run.seed, epoch, offset + index, 1, *self.own_seed)
+                self.group.progress.tick("input")
+                yield seed, self.train_data.read()
                 self.reporter.advance()
 
         def inputs():
-            for seed, (data, _) in batches(plan.estimate_batches, plan.tune_batches):
+            for seed, (data, _) in batches(plan.estimate_batches, plan.tune_batches, False):
                 mx.random.seed(seed)
                 yield data if isinstance(data, mx.nd.NDArray) else mx.nd.array(data)
 
         with only_trainable(block, affine_names(block)):
-            for seed, batch in batches(plan.tune_batches, 0):
-                losses, _, _ = self.learner.step([batch], self.lr, seed)[0]
+            for seed, batch in batches(plan.tune_batches, 0, True):
+                samples = self.agree([batch])
+                losses, _, _ = self.learner.step([batch], self.lr, seed, samples)[0]
                 losses[0].wait_to_read()
         estimate_statistics(block, contexts, inputs(), run.dtype)
         self.reporter.end_bar()
@@ -297,6 +390,7 @@ class Session:
         for start, stop in runs:
             self.val_data.seek(0, start)
             for _ in range(start, stop):
+                self.group.progress.tick("validation")
                 with self.guarded_input():
                     data, label = self.val_data.read()
                 metrics.update(*self.learner.predict(data, label))
@@ -304,12 +398,12 @@ class Session:
                 self.reporter.advance()
                 self.obey()
         self.reporter.end_bar()
-        return metrics.means()
+        return means_of(self.summed(metrics.totals()))
 
     def row(self, validation, seconds):
         """Return the history's row for the current logged epoch."""
         position = self.position
-        totals = self.metrics.totals()
+        totals = self.totals()
         train, validation = means_of(totals), validation or {}
         return {
             "epoch": position.epoch + 1,
@@ -343,6 +437,7 @@ class Session:
         if position.phase == "precise_bn":
             self.precise_bn()
             position.phase = "validate"
+        self.learner.share_statistics()
         started = time.perf_counter()
         validation = self.validate()
         history = [*position.history, self.row(validation, time.perf_counter() - started)]
@@ -370,6 +465,7 @@ def train_and_evaluate(
     batch_hook=None,
     reporter=None,
     settings=None,
+    group=None,
 ):
     """Train a block, validate it after each logged epoch, and keep checkpoints.
 
@@ -397,6 +493,9 @@ def train_and_evaluate(
     settings : dict, optional
         More of the run's settings (JSON values), kept in its checkpoints and compared when it is
         resumed.
+    group : train.distributed.Group, optional
+        The workers of a distributed run, from :func:`train.distributed.join`; each has its own
+        share of the data. Files are written by worker 0.
 
     Returns
     -------
@@ -413,9 +512,15 @@ def train_and_evaluate(
     """
     started = time.perf_counter()
     contexts = list(contexts or [mx.cpu()])
-    reporter = reporter or Reporter(run.task_name)
+    group = group or Group()
+    if is_distributed(run.kvstore) and group.store is None:
+        raise UsageError(f"{run.kvstore} needs a group of workers: see train.distributed.join")
+    reporter = reporter or Reporter(run.task_name, files=group.is_main)
     train_stream = BatchStream(train_data, "training")
-    val_stream = None if val_data is None else BatchStream(val_data, "validation")
+    val_stream = None
+    if val_data is not None:
+        val_stream = BatchStream(val_data, "validation", may_be_empty=group.size > 1)
+    group.check_equal("the number of training batches", train_stream.batches)
     if run.epoch_div_factor > train_stream.batches:
         raise UsageError(
             f"a pass of {train_stream.batches} batches cannot be divided into "
@@ -427,15 +532,20 @@ def train_and_evaluate(
         "epoch_div_factor": run.epoch_div_factor,
         "seed": run.seed,
         "accumulate": run.accumulate,
+        **({"workers": group.size} if group.size > 1 else {}),
     }
     # As they come back from a manifest: a tuple as a list, and so on.
     settings = json.loads(json.dumps(settings))
-    learner = Learner(block, optimizer, contexts, run, batch_hook)
+    learner = Learner(block, optimizer, contexts, run, batch_hook, group, schedule)
     with StopSignals() as stop, contextlib.ExitStack() as closing:
         closing.callback(train_stream.close)
         if val_stream is not None:
             closing.callback(val_stream.close)
         closing.callback(reporter.close)
+        if group.is_main and not run.share_task:
+            lock = TaskLock(run.model_dir, run.task_name)
+            lock.acquire()
+            closing.callback(lock.release)
         session = Session(
             learner, train_stream, val_stream, schedule, run, reporter, settings, stop
         )
