@@ -55,6 +55,8 @@ def training(demo):
     return (
         *(*COMMON, "--data-root", demo, "--task-name", "job", "--batch-size", 4),
         *("--max-steps", 6, "--save-every-steps", 1, "--dropout", 0.3, "--keep", 9),
+        # As many epochs as a warm-up of 20 steps wants; --max-steps ends the run.
+        *("--end-epoch", 8),
     )
 
 
@@ -152,7 +154,7 @@ def test_pretrained_weights_with_another_classifier(root, demo, trained, tmp_pat
     weights["arg:classifier_weight"] = mx.nd.ones((5, weights["arg:classifier_weight"].shape[1]))
     weights["arg:classifier_bias"] = mx.nd.ones(5)
     mx.nd.save(str(tmp_path / "five.params"), weights)
-    arguments = (*COMMON, "--data-root", demo, "--batch-size", 4, "--dry-run")
+    arguments = (*COMMON, "--data-root", demo, "--batch-size", 4, "--end-epoch", 8, "--dry-run")
     done = run(
         root,
         tmp_path,
