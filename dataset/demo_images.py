@@ -4,7 +4,9 @@ Each image shows a disc and a square on a textured background. The class says wh
 seen from the square (above, below, beside, inside) and whether both have the same colour: eight
 classes. Neither figure alone tells anything: places, sizes, colours and backgrounds are drawn from
 the same distributions for all classes, but for the disc inside the square, which must be smaller.
-A mirrored image and one that is turned by 10 degrees still show their class.
+A mirrored image and one that is turned by 10 degrees still show their class. As photographs do,
+the images differ in contrast, by up to four times: networks must not depend on it, and a global
+reasoning unit that is put in carelessly does (docs/res4-stability.md).
 
 The images are JPEG files in one folder per class, below ``train``, ``val`` and ``test``::
 
@@ -27,7 +29,7 @@ from .config import default_data_root
 from .generated import Recipe, add_arguments, prepare_generated
 
 # Raise it with every change of what is generated: data of another version are made anew.
-GENERATOR_VERSION = 1
+GENERATOR_VERSION = 2
 SEED = 1
 
 PLACES = ("above", "below", "beside", "inside")
@@ -43,6 +45,8 @@ BORDER = 2.0  # pixels, dark
 HUES = (0.0, 220.0)  # degrees: red and blue
 HUE_NOISE = 15.0  # degrees, at most
 SLANT = 27.0  # degrees that "above", "below" and "beside" may be off, at most
+CONTRAST = (0.25, 1.0)  # an image's share of the contrast it is drawn with; even on a log scale
+GREY = 118.0  # what an image without any contrast would show
 MARGIN = 12  # pixels at the image's edge that are free of figures: a crop may cut them off
 
 
@@ -148,6 +152,8 @@ def render_image(class_name, seed):
             cover = np.clip(0.5 - distance - edge, 0, 1)[..., None]
             picture = picture * (1 - cover) + paint * cover
     picture = picture + rng.normal(0, 4, picture.shape)
+    contrast = math.exp(rng.uniform(*np.log(CONTRAST)))
+    picture = GREY + contrast * (picture - GREY)
     return np.clip(picture, 0, 255).astype(np.uint8)
 
 

@@ -28,8 +28,9 @@ def figures(class_name, seed):
 
 def hue_at(picture, point):
     x, y = (int(value) for value in point)
-    patch = picture[y - 1 : y + 2, x - 1 : x + 2].astype(np.float32).mean((0, 1))
-    return 2 * cv2.cvtColor(patch.astype(np.uint8)[None, None], cv2.COLOR_BGR2HLS)[0, 0, 0].item()
+    # Numbers of floating point: an image without much contrast has few whole ones for a hue.
+    patch = picture[y - 2 : y + 3, x - 2 : x + 3].astype(np.float32).mean((0, 1)) / 255
+    return cv2.cvtColor(patch[None, None], cv2.COLOR_BGR2HLS)[0, 0, 0].item()
 
 
 @pytest.mark.parametrize("class_name", demo_images.CLASSES)
@@ -56,6 +57,24 @@ def test_image_shows_its_class(class_name):
         difference = abs(hue_at(picture, disc_at) - hue_at(picture, corner)) % 360
         difference = min(difference, 360 - difference)
         assert difference < 30 if likeness == "same" else difference > 60
+
+
+def test_contrast_is_drawn_evenly_on_a_log_scale(monkeypatch):
+    low, high = demo_images.CONTRAST
+    seeds = [(6, number) for number in range(60)]
+
+    def spreads():
+        return np.array(
+            [demo_images.render_image("above_other", seed).std((0, 1)).mean() for seed in seeds]
+        )
+
+    varied = spreads()
+    monkeypatch.setattr(demo_images, "CONTRAST", (1.0, 1.0))
+    # The same images in full contrast; whole numbers and those cut off at 255 leave some error.
+    shares = varied / spreads()
+    assert low - 0.02 < shares.min() < 1.4 * low
+    assert high / 1.4 < shares.max() < high + 0.02
+    assert np.log(shares).mean() == pytest.approx(np.log([low, high]).mean(), abs=0.2)
 
 
 def test_image_is_a_function_of_class_and_seed():
