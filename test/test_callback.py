@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from glore_common import GloReError, UsageError
+from train import plots
 from train.callback import (
     COLUMNS,
     Reporter,
@@ -151,6 +152,25 @@ def test_curves_of_one_epoch_without_validation(tmp_path):
     assert cv2.imread(path).std() > 0
     with pytest.raises(UsageError):
         plot_history([], path)
+
+
+@pytest.mark.parametrize(
+    ("val_losses", "logarithmic"),
+    [
+        ([2.0, 1.5], False),
+        ([8255.4, 11.6], True),
+        ([float("inf"), 2.0], False),
+        ([None] * 2, False),
+    ],
+)
+def test_one_huge_loss_does_not_hide_the_others(monkeypatch, val_losses, logarithmic):
+    drawn = []
+    monkeypatch.setattr(plots, "plot_panels", lambda panels, *_, **__: drawn.append(panels[0]))
+    rows = [row(epoch, val_loss=loss) for epoch, loss in enumerate(val_losses, 1)]
+    plots.plot_history(rows, "curves.png")
+    plots.plot_metric(rows, "loss", "loss.png", "cross entropy")
+    assert [panel.log for panel in drawn] == [logarithmic] * 2
+    assert [line.y for line in drawn[0].lines][1] == val_losses
 
 
 def test_confusion_picture_is_dark_where_the_counts_are(tmp_path):

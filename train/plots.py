@@ -10,6 +10,9 @@ from matplotlib.ticker import MaxNLocator
 from glore_common import UsageError, atomic_path
 
 MOST_NAMED_CLASSES = 40
+# Losses get a logarithmic axis when the largest is so many times the median: a validation of a run
+# that is about to fail hides everything else otherwise.
+WIDE_RANGE = 20
 
 
 def _figure(width, height):
@@ -113,6 +116,15 @@ def _metric_lines(rows, metric, suffix=""):
     ]
 
 
+def _loss_panel(rows, title):
+    """Return the diagram of the losses over the logged epochs."""
+    lines = _metric_lines(rows, "loss")
+    values = np.array([v for line in lines for v in line.y if v is not None], float)
+    values = values[np.isfinite(values) & (values > 0)]
+    wide = values.size > 0 and values.max() > WIDE_RANGE * np.median(values)
+    return Panel(title, "logged epoch", lines, log=bool(wide))
+
+
 def plot_metric(rows, metric, path, title):
     """Draw one metric, ``loss`` or ``top1``, in training and validation over the logged epochs.
 
@@ -120,9 +132,11 @@ def plot_metric(rows, metric, path, title):
     """
     if not rows:
         raise UsageError("there is no epoch to draw curves of")
-    lines = _metric_lines(rows, metric)
-    limits = None if metric == "loss" else (0, 1.02)
-    plot_panels([Panel(title, "logged epoch", lines, limits=limits)], path, size=(6.0, 4.0))
+    if metric == "loss":
+        panel = _loss_panel(rows, title)
+    else:
+        panel = Panel(title, "logged epoch", _metric_lines(rows, metric), limits=(0, 1.02))
+    plot_panels([panel], path, size=(6.0, 4.0))
 
 
 def plot_history(rows, path, title=""):
@@ -143,7 +157,7 @@ def plot_history(rows, path, title=""):
     epochs, rates = [row["epoch"] for row in rows], [row.get("lr") for row in rows]
     accuracies = _metric_lines(rows, "top1", " top1") + _metric_lines(rows, "top5", " top5")
     panels = [
-        Panel("cross entropy", "logged epoch", _metric_lines(rows, "loss")),
+        _loss_panel(rows, "cross entropy"),
         Panel("accuracy", "logged epoch", accuracies, limits=(0, 1.02)),
         # A schedule may end at 0, which a logarithmic axis cannot show.
         Panel(
