@@ -273,6 +273,36 @@ def test_train_kinetics_by_two_workers_and_by_two_devices(launch, tmp_path):
     assert_close(found["cpus"], found["one"])
 
 
+def test_train_classifier_by_two_workers(launch, tmp_path):
+    from dataset import prepare_demo_images
+
+    prepare_demo_images(tmp_path / "data", 8, 2, 3, jobs=1)
+    script = [sys.executable, os.path.join(ROOT, "train_classifier.py")]
+    common = (
+        f"--dataset demo --data-root {tmp_path}/data --net-type resnet18_v1_slim --glore res4 "
+        "--crop-size 32 --batch-norm frozen --lr 0.002 --epochs 2 --num-workers 0"
+    ).split()
+    runs = {
+        "one": ((), ["--train-batch", "8"]),
+        "two": (("-n", 2, "-s", 1), ["--train-batch", "4", "--kv-store", "dist_sync"]),
+    }
+    for name, (options, own) in runs.items():
+        command = [*script, *common, "--gpu-id", "", *own, "--task-name", name]
+        options = options or ("-n", 1, "-s", 0)
+        launch(options, command=command).finish(0, seconds=120)
+    folders = {name: tmp_path / "exps" / "classifier" / name for name in runs}
+    found, expected = (last(folders[name] / "checkpoints", name) for name in ("two", "one"))
+    assert_close(found, expected)
+    # Worker 0 alone tests, and writes what one process would.
+    tests = {}
+    for name, folder in folders.items():
+        with open(folder / "test.json") as stream:
+            tests[name] = json.load(stream)
+        assert (folder / "test_confusion.png").exists()
+    assert tests["two"]["count"] == tests["one"]["count"] == 24
+    assert tests["two"]["loss"] == pytest.approx(tests["one"]["loss"], rel=1e-4)
+
+
 def test_two_devices_are_one(tmp_path):
     alone(tmp_path / "one", batch=8)
     two = {"batch": 8, "contexts": [mx.cpu(0), mx.cpu(1)]}
