@@ -39,7 +39,7 @@ setup(
         "gluoncv==0.10.5.post0",
         "setuptools<81",
         "tqdm>=4.60",
-        "matplotlib>=3.5",
+        "matplotlib>=3.7",
     ],
     extras_require=EXTRAS,
     classifiers=[

@@ -4,6 +4,7 @@
 
     python -m docs.res4_stability run       # trains what is not there yet; one JSON file per run
     python -m docs.res4_stability report    # table (CSV and Markdown) and diagrams of all runs
+    python -m docs.res4_stability spread    # what one image has of a batch's features, at the start
 
 Compared are a public reproduction's unit on CUB-200-2011, three repairs of it one by one, and all
 of them, which is the video form of GloRe (Chen et al., CVPR 2019) with a normalised projection.
@@ -25,7 +26,7 @@ from PIL import Image
 
 from data.image_factory import get_image_train_loader, get_image_val_loader
 from dataset import prepare_demo_images
-from dataset.demo_images import CLASSES
+from dataset.demo_images import CLASSES, GREY
 from glore_common import GloReError, UsageError, atomic_path, run_main, write_text
 from mxnet_compat import mx
 from network.block import build_block
@@ -45,8 +46,10 @@ HERE = os.path.dirname(os.path.abspath(__file__))
 BATCH_SIZE, MOMENTUM, WEIGHT_DECAY, NODES, ROTATION = 32, 0.9, 5e-4, 16, 10
 EVERY = 10  # steps between validations, and steps that a figure of training is the mean of
 COLOURS = 128  # of a picture
+COLUMNS = 3  # of diagrams in a figure: one per learning rate by default
 PLACES = ("res3", "res4")
 STARTS = ("fresh", "trained")
+CONTRASTS = ("varied", "even")
 # Of the network that ``--start trained`` goes out from.
 START_RATE, START_STEPS = 0.02, 160
 
@@ -90,6 +93,7 @@ class Case(NamedTuple):
 
     network: str
     start: str
+    contrast: str
     place: str
     variant: str
     rate: float
@@ -101,7 +105,7 @@ class Case(NamedTuple):
         """Name of its file."""
         place = self.place or "nowhere"
         return (
-            f"{self.network}_{self.start}_{place}_{self.variant}_lr{self.rate:g}_"
+            f"{self.network}_{self.start}_{self.contrast}_{place}_{self.variant}_lr{self.rate:g}_"
             f"seed{self.seed}_{self.steps}"
         )
 
@@ -114,7 +118,16 @@ def cases(args):
             for variant in args.variants:
                 places = ("",) if variant == "none" else args.places
                 found += [
-                    Case(args.network, args.start, place, variant, rate, seed, args.steps)
+                    Case(
+                        args.network,
+                        args.start,
+                        args.contrast,
+                        place,
+                        variant,
+                        rate,
+                        seed,
+                        args.steps,
+                    )
                     for place in places
                 ]
     return found
@@ -139,10 +152,24 @@ def overrides_of(case):
     }
 
 
+def even(batch):
+    """Return a batch (data, label) with every image brought to one contrast.
+
+    Its distance from grey, (n, 3, h, w) on the scale of the network's input, gets the root mean
+    square 1: what makes the demo images differ in contrast is taken back.
+    """
+    data, label = batch
+    values = data.asnumpy()
+    grey = ((GREY / 255 - np.array(MEAN)) / np.array(STD)).astype("float32").reshape(1, 3, 1, 1)
+    away = values - grey
+    away /= np.sqrt((away**2).mean((1, 2, 3), keepdims=True))
+    return mx.nd.array(grey + away), label
+
+
 class Images:
     """The made-up images of one seed, augmented, in memory: what every run of it reads."""
 
-    def __init__(self, seed, crop_size, steps):
+    def __init__(self, seed, crop_size, steps, contrast):
         config = prepare_demo_images()
         options = {"crop_size": crop_size, "mean": MEAN, "std": STD, "num_workers": 0}
         with get_image_train_loader(
@@ -162,11 +189,15 @@ class Images:
             config.val_root, batch_size=BATCH_SIZE, with_index=False, **options
         ) as loader:
             self.val = list(loader)
+        if contrast == "even":
+            self.train, self.val = (
+                [even(batch) for batch in part] for part in (self.train, self.val)
+            )
 
 
 def start_params(case, crop_size, images, folder):
     """Return parameters of the network without a unit, trained for a while; kept in a file."""
-    path = os.path.join(folder, f"start_{case.network}_seed{case.seed}.params")
+    path = os.path.join(folder, f"start_{case.network}_{case.contrast}_seed{case.seed}.params")
     if not os.path.exists(path):
         plain = case._replace(place="", variant="none", rate=START_RATE, start="fresh")
         _, block = train(plain, crop_size, images, None, START_STEPS)
@@ -235,7 +266,8 @@ def run(args):
         if os.path.exists(path_of(args, case)):
             continue
         if case.seed != seed:
-            seed, images = case.seed, Images(case.seed, args.crop_size, case.steps)
+            seed = case.seed
+            images = Images(seed, args.crop_size, case.steps, args.contrast)
             if case.start == "trained":
                 trained = start_params(case, args.crop_size, images, args.results)
         result, _ = train(case, args.crop_size, images, trained, case.steps)
@@ -259,16 +291,18 @@ def path_of(args, case):
 def summary_of(result):
     """Return one row of the table of runs.
 
-    ``loss`` is the mean training loss of the last steps and ``worst_loss`` the largest of a step;
-    ``val_loss``, ``val_top1`` are those after the last step, ``worst_val_loss`` the largest of the
-    second half of the run, when BatchNorm's running statistics have left their start.
+    ``loss_1`` to ``loss_3`` are the mean training losses of the thirds of a run, an epoch of the
+    demo each at 120 steps, and ``worst_loss`` the largest of a step; ``val_loss``, ``val_top1``
+    are those after the last step, ``worst_val_loss`` the largest of the second half of the run,
+    when BatchNorm's running statistics have left their start.
     """
     losses, validations = result["losses"], result["validations"]
     late = [loss for step, loss, _ in validations if step > len(losses) / 2]
+    thirds = [float(np.mean(part)) for part in np.array_split(losses, 3)]
     return {
         **{name: result[name] for name in Case._fields},
         "crop_size": result["crop_size"],
-        "loss": round(float(np.mean(losses[-2 * EVERY :])), 4),
+        **{f"loss_{number}": round(loss, 4) for number, loss in enumerate(thirds, 1)},
         "worst_loss": round(max(losses), 4),
         "val_loss": round(validations[-1][1], 4),
         "worst_val_loss": round(max(late), 4),
@@ -278,7 +312,7 @@ def summary_of(result):
 
 
 def read_results(folder):
-    """Return the results of all runs, in the order of the variants, places, rates and seeds."""
+    """Return the results of all runs, in the order of places, variants, rates and seeds."""
     try:
         names = sorted(name for name in os.listdir(folder) if name.endswith(".json"))
     except FileNotFoundError:
@@ -295,73 +329,83 @@ def read_results(folder):
         key=lambda r: (
             r["network"],
             STARTS.index(r["start"]),
+            CONTRASTS.index(r["contrast"]),
             r["place"],
-            r["rate"],
             order.index(r["variant"]),
+            r["rate"],
             r["seed"],
         ),
     )
 
 
-def markdown(rows):
-    """Return the lines of a table: one row per network, start, place and variant.
+def kind_of(row):
+    """Return what the runs of one figure have in common: network, start and contrast."""
+    return (row["network"], row["start"], row["contrast"])
 
-    A cell is the mean over the seeds of the training loss, the worst validation loss and the
-    validation accuracy, at one learning rate.
+
+def markdown(rows):
+    """Return the lines of a table: one row per kind of runs, place and variant.
+
+    A cell has, at one learning rate, the means over the seeds of the training losses of the thirds
+    of the runs, the worst validation loss and the mean validation accuracy.
     """
     rates = sorted({row["rate"] for row in rows})
     groups = {}
     for row in rows:
-        key = (row["network"], row["start"], row["place"], row["variant"])
+        key = (kind_of(row), row["place"], row["variant"])
         groups.setdefault(key, {}).setdefault(row["rate"], []).append(row)
-    heads = [f"lr {rate:g}: loss / worst val. loss / top-1" for rate in rates]
+    heads = [f"lr {rate:g}: losses / worst val. loss / top-1" for rate in rates]
     lines = [
-        "| network, start | unit after | unit | " + " | ".join(heads) + " |",
+        "| runs | unit after | unit | " + " | ".join(heads) + " |",
         "|" + "---|" * (3 + len(rates)),
     ]
-    for (network, start, place, variant), by_rate in groups.items():
+    for (kind, place, variant), by_rate in groups.items():
         cells = []
         for rate in rates:
             group = by_rate.get(rate)
             if not group:
                 cells.append("")
                 continue
-            loss, top1 = (np.mean([row[name] for row in group]) for name in ("loss", "val_top1"))
+            *losses, top1 = (
+                np.mean([row[name] for row in group])
+                for name in ("loss_1", "loss_2", "loss_3", "val_top1")
+            )
+            losses = ", ".join(f"{loss:.2f}" for loss in losses)
             worst = max(row["worst_val_loss"] for row in group)
-            cells.append(f"{loss:.2f} / {worst:.3g} / {100 * top1:.0f} %")
+            cells.append(f"{losses} / {worst:.3g} / {100 * top1:.0f} %")
         label = VARIANTS[variant].label
-        lines.append(f"| {network}, {start} | {place or '-'} | {label} | {' | '.join(cells)} |")
+        lines.append(f"| {', '.join(kind)} | {place or '-'} | {label} | {' | '.join(cells)} |")
     return lines
 
 
 def paired(rows):
     """Return the lines of a table that compares runs with those without a unit.
 
-    Compared are runs of one network, start, learning rate and seed. A run has failed when its loss
-    in training is not below that of a guess.
+    Compared are the last thirds of runs of one kind, learning rate and seed. A run has failed when
+    its training loss there is not below that of a guess.
     """
 
     def key(row):
-        return (row["network"], row["start"], row["steps"], row["rate"], row["seed"])
+        return (kind_of(row), row["steps"], row["rate"], row["seed"])
 
     plain = {key(row): row for row in rows if row["variant"] == "none"}
     groups = {}
     for row in rows:
-        if row["variant"] != "none" and key(row) in plain:
-            place = (row["network"], row["start"], row["place"], row["variant"])
+        if key(row) in plain:
+            place = (kind_of(row), row["place"], row["variant"])
             groups.setdefault(place, []).append((row, plain[key(row)]))
     lines = [
-        "| network, start | unit after | unit | loss | larger in | top-1, points | failed |",
+        "| runs | unit after | unit | loss | larger in | top-1, points | failed |",
         "|" + "---|" * 7,
     ]
     chance = math.log(len(CLASSES))
-    for (network, start, place, variant), pairs in groups.items():
-        losses = [row["loss"] - other["loss"] for row, other in pairs]
+    for (kind, place, variant), pairs in groups.items():
+        losses = [row["loss_3"] - other["loss_3"] for row, other in pairs]
         top1 = [100 * (row["val_top1"] - other["val_top1"]) for row, other in pairs]
-        failed = sum(not row["loss"] < chance for row, _ in pairs)
+        failed = sum(not row["loss_3"] < chance for row, _ in pairs)
         larger = sum(loss > 0 for loss in losses)
         lines.append(
-            f"| {network}, {start} | {place} | {VARIANTS[variant].label} | "
+            f"| {', '.join(kind)} | {place or '-'} | {VARIANTS[variant].label} | "
             f"{np.mean(losses):+.2f} | {larger} of {len(pairs)} | {np.mean(top1):+.1f} | "
             f"{failed} of {len(pairs)} |"
         )
@@ -374,29 +418,30 @@ def means(values, width):
 
 
 def draw(results, folder):
-    """Draw training and validation losses, one figure per network and start; return the paths."""
+    """Draw training and validation losses, one figure per kind of runs; return the paths."""
     paths = []
-    for network, start in sorted({(r["network"], r["start"]) for r in results}):
-        chosen = [r for r in results if (r["network"], r["start"]) == (network, start)]
-        rates = sorted({r["rate"] for r in chosen})
+    for kind in sorted({kind_of(r) for r in results}):
+        network, start, contrast = kind
+        chosen = [r for r in results if kind_of(r) == kind]
+        # Runs without a unit belong to both places.
+        compared = sorted({(r["place"], r["rate"]) for r in chosen if r["place"]})
+        if not compared:
+            continue
         for what in ("training", "validation"):
             panels = [
                 Panel(
                     f"{place}, learning rate {rate:g}",
                     "step",
-                    # One legend is enough.
-                    list(
-                        curves(chosen, place, rate, what, place == PLACES[0] and rate == rates[-1])
-                    ),
+                    list(curves(chosen, place, rate, what)),
                     log=what == "validation",
                     marker=None,
                 )
-                for place in PLACES
-                for rate in rates
+                for place, rate in compared
             ]
-            path = os.path.join(folder, f"res4-{start}-{network}-{what}.png")
-            title = f"{what} loss of {network}, each run a line ({start} start)"
-            plot_panels(panels, path, title, columns=len(rates), size=(3.4, 2.6))
+            path = os.path.join(folder, f"res4-{network}-{start}-{contrast}-{what}.png")
+            title = f"{network}: {what} loss, a line a run\n({start} start, {contrast} contrast)"
+            columns = min(COLUMNS, len(panels))
+            plot_panels(panels, path, title, columns, size=(4.2, 3.2), one_legend=True)
             shrink(path)
             paths.append(path)
     return paths
@@ -410,9 +455,8 @@ def shrink(path):
         few.save(temporary, optimize=True)
 
 
-def curves(results, place, rate, what, named):
-    """Yield one line per run; with ``named`` the first of each variant has its name."""
-    known = set()
+def curves(results, place, rate, what):
+    """Yield one line per run."""
     for result in results:
         if result["rate"] != rate or result["place"] not in ("", place):
             continue
@@ -422,10 +466,9 @@ def curves(results, place, rate, what, named):
             x = [EVERY * index for index in range(1, len(y) + 1)]
         else:
             x, y, _ = zip(*result["validations"])
-        label = variant.label if named and result["variant"] not in known else None
-        known.add(result["variant"])
         # matplotlib gives up on values that are not finite: they leave a gap.
-        yield Line(x, [v if math.isfinite(v) else None for v in y], label, "-", variant.colour, 0.8)
+        y = [value if math.isfinite(value) else None for value in y]
+        yield Line(x, y, variant.label, "-", variant.colour, 0.8)
 
 
 def report(args):
@@ -441,6 +484,43 @@ def report(args):
     print("\n".join([*markdown(rows), "", *paired(rows)]))
     for written in (path, *draw(results, os.path.join(HERE, "img"))):
         LOGGER.info("written %s", written)
+
+
+def spread(args):
+    """Print which part of a batch's features is its largest image's, before and behind the unit.
+
+    Features are squared and summed over channels and positions. The network is fresh, the batch
+    the first of training, normalised with its own statistics; means over the seeds.
+    """
+    print(f"Batches of {BATCH_SIZE}: one of equal images has {100 / BATCH_SIZE:.1f} %.\n")
+    print("| contrast | unit after | largest image's part of the input | of the unit's output |")
+    print("|" + "---|" * 4)
+    for contrast in CONTRASTS:
+        images = {seed: Images(seed, args.crop_size, 1, contrast) for seed in args.seeds}
+        for place in args.places:
+            parts = []
+            for seed in args.seeds:
+                case = Case(args.network, "fresh", contrast, place, "report", 0.0, seed, 1)
+                parts.append(largest_parts(case, args.crop_size, images[seed]))
+            before, behind = 100 * np.mean(parts, axis=0)
+            print(f"| {contrast} | {place} | {before:.1f} % | {behind:.1f} % |")
+
+
+def largest_parts(case, crop_size, images):
+    """Return the largest image's parts of the first batch's features, before and behind a unit."""
+    symbol, input_conf = get_symbol(
+        case.network, images.num_classes, crop_size=crop_size, **overrides_of(case)
+    )
+    (stage,) = GLORE_STAGES[case.place]
+    block_name = f"conv{stage}_B{get_spec(case.network).blocks[stage - 2]:02d}"
+    parts = []
+    for node in (f"{block_name}_relu", f"{block_name}_extra_last_bn"):
+        block = build_block(symbol, input_conf, ctx=mx.cpu(), seed=case.seed, output=node)
+        with mx.autograd.train_mode():
+            features = block(images.train[0][0]).asnumpy()
+        squares = (features.astype("float64") ** 2).sum((1, 2, 3))
+        parts.append(squares.max() / squares.sum())
+    return parts
 
 
 def name_list(known):
@@ -459,7 +539,7 @@ def name_list(known):
 def main(argv=None):
     """Run the command."""
     parser = arguments.Parser(__doc__.split("\n\n")[0], prog="python -m docs.res4_stability")
-    parser.add_argument("command", choices=("run", "report"))
+    parser.add_argument("command", choices=("run", "report", "spread"))
     parser.add_argument(
         "--results", default=os.path.join("exps", "res4-stability"), help="folder of the runs"
     )
@@ -469,6 +549,12 @@ def main(argv=None):
         choices=STARTS,
         default="fresh",
         help=f"trained: from the network without a unit after {START_STEPS} steps at {START_RATE}",
+    )
+    parser.add_argument(
+        "--contrast",
+        choices=CONTRASTS,
+        default="varied",
+        help="even: every image is brought to the same contrast",
     )
     parser.add_argument("--places", type=name_list(PLACES), default=PLACES, metavar="LIST")
     parser.add_argument(
@@ -480,13 +566,13 @@ def main(argv=None):
     parser.add_argument(
         "--seeds", type=arguments.comma_list(int), default=(0, 1, 2), metavar="LIST"
     )
-    parser.add_argument("--steps", type=arguments.positive_int, default=80)
+    parser.add_argument("--steps", type=arguments.positive_int, default=120)
     parser.add_argument("--crop-size", type=arguments.positive_int, default=64)
     args = parser.parse_args(argv)
     if get_spec(args.network).bottleneck:
         raise UsageError(f"{args.network} has no stages of 256 and 512 channels' kind")
     with log_to(None):
-        (run if args.command == "run" else report)(args)
+        {"run": run, "report": report, "spread": spread}[args.command](args)
 
 
 if __name__ == "__main__":

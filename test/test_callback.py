@@ -173,6 +173,26 @@ def test_one_huge_loss_does_not_hide_the_others(monkeypatch, val_losses, logarit
     assert [line.y for line in drawn[0].lines][1] == val_losses
 
 
+def test_one_legend_names_every_line_once(monkeypatch, tmp_path):
+    figures, make = [], plots._figure
+    monkeypatch.setattr(plots, "_figure", lambda *size: figures.append(make(*size)) or figures[-1])
+    lines = [plots.Line([1, 2], [1, 2], label) for label in ("a", "b", "a")]
+    panels = [plots.Panel("left", "step", lines[:1]), plots.Panel("right", "step", lines[1:])]
+    for one in (True, False):
+        plots.plot_panels(panels, str(tmp_path / "panels.png"), one_legend=one)
+    names = [
+        [text.get_text() for legend in figure.legends for text in legend.get_texts()]
+        for figure in figures
+    ]
+    assert names == [["a", "b"], []]
+    assert [axis.get_legend() is None for figure in figures for axis in figure.axes] == [
+        True,
+        True,
+        False,
+        False,
+    ]
+
+
 def test_confusion_picture_is_dark_where_the_counts_are(tmp_path):
     path = str(tmp_path / "confusion.png")
     plot_confusion(np.eye(3) * 5, path, ["left", "right", "up"], "demo")

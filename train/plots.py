@@ -59,7 +59,7 @@ class Panel(NamedTuple):
     marker: Optional[str] = "."
 
 
-def plot_panels(panels, path, title="", columns=None, size=(4.0, 3.6)):
+def plot_panels(panels, path, title="", columns=None, size=(4.0, 3.6), one_legend=False):
     """Draw diagrams beside and below one another.
 
     Parameters
@@ -73,6 +73,8 @@ def plot_panels(panels, path, title="", columns=None, size=(4.0, 3.6)):
         Diagrams beside one another; by default all.
     size : (float, float)
         Of one diagram, in inches of 100 pixels.
+    one_legend : bool
+        One legend below for the whole figure, with every label once, instead of one per diagram.
     """
     columns = columns or len(panels)
     rows = -(-len(panels) // columns)
@@ -98,10 +100,17 @@ def plot_panels(panels, path, title="", columns=None, size=(4.0, 3.6)):
         if panel.log:
             axis.set_yscale("log", nonpositive="mask")
         axis.grid(alpha=0.3)
-        if any(line.label for line in panel.lines):
+        if not one_legend and any(line.label for line in panel.lines):
             axis.legend(fontsize="small")
     for axis in axes[len(panels) :]:
         axis.set_visible(False)
+    if one_legend:
+        named = {}
+        for axis in axes:
+            named.update((label, line) for line, label in zip(*axis.get_legend_handles_labels()))
+        figure.legend(
+            named.values(), named, loc="outside lower center", ncols=columns, fontsize="small"
+        )
     figure.suptitle(title)
     with atomic_path(path) as temporary:
         figure.savefig(temporary)
