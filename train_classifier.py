@@ -12,6 +12,7 @@ import csv
 import io
 import json
 import logging
+import math
 import os
 import re
 import sys
@@ -551,6 +552,7 @@ def run_training(args, group):
     if trained is None or not group.is_main:
         return
     summary, _ = trained
+    warn_if_nothing_was_learned(args, summary.history[-1]["train_loss"], num_classes)
     graphs = [os.path.join(args.output_dir, "graphs", name) for name in ("loss.png", "acc.png")]
     plot_metric(summary.history, "loss", graphs[0], "cross entropy")
     plot_metric(summary.history, "top1", graphs[1], "accuracy")
@@ -559,6 +561,24 @@ def run_training(args, group):
     LOGGER.info("Best       %s (last: %s.params)", best, summary.checkpoint)
     with group.progress.phase("testing"):
         test(args, best, test_source, contexts, os.path.join(args.output_dir, "test"))
+
+
+def warn_if_nothing_was_learned(args, loss, num_classes):
+    """Say that the last epoch's training loss is that of a guess or worse, and what may help."""
+    guess = math.log(num_classes)
+    if loss < guess:
+        return
+    way_out = f"a smaller --lr than {args.lr_base:g}"
+    if args.glore_flavour == "report":
+        way_out += ", or --glore-flavour video: the reproduction's unit is known to fail"
+    LOGGER.warning(
+        "The network has learned nothing: the training loss of the last epoch, %.4g, is not below "
+        "that of a guess among %d classes, %.4g. What may help: more epochs, %s",
+        loss,
+        num_classes,
+        guess,
+        way_out,
+    )
 
 
 def best_checkpoint(args, summary):
