@@ -158,6 +158,33 @@ def add_pixel_arguments(group):
     )
 
 
+def add_image_arguments(group, rotation, workers_alias):
+    """Add how training images are turned, mirrored and read.
+
+    Parameters
+    ----------
+    group : argparse's group
+    rotation : float
+        Default of --rotation, in degrees.
+    workers_alias : str
+        Another name of --num-workers.
+    """
+    arguments.add_flag(group, "--flip", "mirror half of the images", default=True)
+    group.add_argument(
+        "--rotation",
+        type=arguments.number(float, 0.0, 180.0),
+        default=rotation,
+        help="largest random rotation in degrees",
+    )
+    group.add_argument(
+        "--num-workers",
+        workers_alias,
+        type=arguments.count,
+        help="decoding processes; 0: none (default: the physical cores, at most 8)",
+    )
+    arguments.add_flag(group, "--strict-data", "stop at the first unreadable image")
+
+
 def normalisation(args, own):
     """Return mean and std on the scale 0..1: those asked for, else ``own.mean`` and ``own.std``."""
     mean, std = own.mean, own.std

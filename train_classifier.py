@@ -204,20 +204,7 @@ def add_data_arguments(parser):
         type=arguments.positive_int,
         help=f"shorter side before the crop (default: {RESIZE}, or in proportion)",
     )
-    group.add_argument(
-        "--rotation",
-        type=arguments.number(float, 0.0, 180.0),
-        default=10.0,
-        help="largest random rotation in degrees",
-    )
-    arguments.add_flag(group, "--flip", "mirror half of the images", default=True)
-    group.add_argument(
-        "--num-workers",
-        "--workers",
-        type=arguments.count,
-        help="decoding processes; 0: none (default: the physical cores, at most 8)",
-    )
-    arguments.add_flag(group, "--strict-data", "stop at the first unreadable image")
+    glore_cli.add_image_arguments(group, rotation=10.0, workers_alias="--workers")
 
 
 def get_parser():

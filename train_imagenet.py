@@ -130,13 +130,6 @@ def add_data_arguments(parser):
         help="reference: crops of random area and aspect, flip, colours; crop: resized, random "
         "crop and flip; none: as in validation",
     )
-    arguments.add_flag(group, "--flip", "mirror half of the images", default=True)
-    group.add_argument(
-        "--rotation",
-        type=arguments.number(float, 0.0, 180.0),
-        default=0.0,
-        help="largest random rotation in degrees",
-    )
     group.add_argument(
         "--mixup",
         type=arguments.number(float, 0.0),
@@ -145,13 +138,7 @@ def add_data_arguments(parser):
         help="blend pairs of images by shares of Beta(ALPHA, ALPHA); 0: off",
     )
     glore_cli.add_pixel_arguments(group)
-    group.add_argument(
-        "--num-workers",
-        "--data-nthreads",
-        type=arguments.count,
-        help="decoding processes; 0: none (default: the physical cores, at most 8)",
-    )
-    arguments.add_flag(group, "--strict-data", "stop at the first unreadable image")
+    glore_cli.add_image_arguments(group, rotation=0.0, workers_alias="--data-nthreads")
 
 
 def get_parser():
