@@ -137,6 +137,8 @@ def test_missing_zoo_weights_say_what_to_put_where(monkeypatch, tmp_path):
             {"glore": {5: (2,)}, "glore_flavour": "report", "num_node": 16},
             11_279_112 + 3 * 512**2 + 512 * 16 + 16**2 + (512 + 16 + 16) + 2 * 512,
         ),
+        # The 11.53 M that the reproduction reported.
+        ({"glore": {4: (2,)}, "glore_flavour": "report", "num_node": 128}, 11_525_896),
     ],
 )
 def test_parameters_of_resnet18_with_200_classes(overrides, params):
