@@ -92,6 +92,7 @@ class Case(NamedTuple):
     """One run. ``place`` is '' for the network without a unit."""
 
     network: str
+    crop_size: int
     start: str
     contrast: str
     place: str
@@ -105,8 +106,8 @@ class Case(NamedTuple):
         """Name of its file."""
         place = self.place or "nowhere"
         return (
-            f"{self.network}_{self.start}_{self.contrast}_{place}_{self.variant}_lr{self.rate:g}_"
-            f"seed{self.seed}_{self.steps}"
+            f"{self.network}_{self.crop_size}px_{self.start}_{self.contrast}_{place}_"
+            f"{self.variant}_lr{self.rate:g}_seed{self.seed}_{self.steps}"
         )
 
 
@@ -120,6 +121,7 @@ def cases(args):
                 found += [
                     Case(
                         args.network,
+                        args.crop_size,
                         args.start,
                         args.contrast,
                         place,
@@ -195,18 +197,19 @@ class Images:
             )
 
 
-def start_params(case, crop_size, images, folder):
+def start_params(case, images, folder):
     """Return parameters of the network without a unit, trained for a while; kept in a file."""
-    path = os.path.join(folder, f"start_{case.network}_{case.contrast}_seed{case.seed}.params")
+    name = f"start_{case.network}_{case.crop_size}px_{case.contrast}_seed{case.seed}.params"
+    path = os.path.join(folder, name)
     if not os.path.exists(path):
         plain = case._replace(place="", variant="none", rate=START_RATE, start="fresh")
-        _, block = train(plain, crop_size, images, None, START_STEPS)
+        _, block = train(plain, images, None, START_STEPS)
         args, auxs = block.arg_aux_params()
         mx.nd.save(path, {**args, **auxs})
     return {name: value.asnumpy() for name, value in mx.nd.load(path).items()}
 
 
-def fresh_params(case, symbol, crop_size, trained):
+def fresh_params(case, symbol, trained):
     """Return the initial parameters of a case: those of ``trained`` where it has them.
 
     The classifier always starts afresh.
@@ -214,7 +217,8 @@ def fresh_params(case, symbol, crop_size, trained):
     rules = (*VARIANTS[case.variant].rules, *DEFAULT_RULES)
     # Another seed than that with which the start was made: its classifier would fit.
     seed = case.seed if trained is None else case.seed + 1000
-    parts = initial_params(symbol, {"data": (1, 3, crop_size, crop_size)}, seed, rules)
+    shape = (1, 3, case.crop_size, case.crop_size)
+    parts = initial_params(symbol, {"data": shape}, seed, rules)
     for part in parts if trained is not None else ():
         for name in part:
             if name in trained and not name.startswith("classifier_"):
@@ -222,12 +226,12 @@ def fresh_params(case, symbol, crop_size, trained):
     return parts
 
 
-def train(case, crop_size, images, trained, steps):
+def train(case, images, trained, steps):
     """Train one case; return (result as JSON takes it, block)."""
     symbol, input_conf = get_symbol(
-        case.network, images.num_classes, crop_size=crop_size, **overrides_of(case)
+        case.network, images.num_classes, crop_size=case.crop_size, **overrides_of(case)
     )
-    params = fresh_params(case, logits(symbol), crop_size, trained)
+    params = fresh_params(case, logits(symbol), trained)
     block = build_block(symbol, input_conf, ctx=mx.cpu(), params=params)
     optimizer = make_optimizer("sgd", MOMENTUM, WEIGHT_DECAY)
     learner = Learner(block, optimizer, [mx.cpu()], RunConfig(case.name, end_epoch=1))
@@ -245,7 +249,6 @@ def train(case, crop_size, images, trained, steps):
             validations.append([step, means["loss"], means["top1"]])
     result = {
         **case._asdict(),
-        "crop_size": crop_size,
         "losses": [round(loss, 5) for loss in losses],
         "validations": validations,
         "finite": bool(np.isfinite(losses).all() and learner.is_finite()),
@@ -269,8 +272,8 @@ def run(args):
             seed = case.seed
             images = Images(seed, args.crop_size, case.steps, args.contrast)
             if case.start == "trained":
-                trained = start_params(case, args.crop_size, images, args.results)
-        result, _ = train(case, args.crop_size, images, trained, case.steps)
+                trained = start_params(case, images, args.results)
+        result, _ = train(case, images, trained, case.steps)
         write_text(path_of(args, case), json.dumps(result))
         LOGGER.info(
             "%d/%d %s: training loss %.3f, validation loss %.3g (%.0f s)",
@@ -301,7 +304,6 @@ def summary_of(result):
     thirds = [float(np.mean(part)) for part in np.array_split(losses, 3)]
     return {
         **{name: result[name] for name in Case._fields},
-        "crop_size": result["crop_size"],
         **{f"loss_{number}": round(loss, 4) for number, loss in enumerate(thirds, 1)},
         "worst_loss": round(max(losses), 4),
         "val_loss": round(validations[-1][1], 4),
@@ -328,6 +330,7 @@ def read_results(folder):
         results,
         key=lambda r: (
             r["network"],
+            r["crop_size"],
             STARTS.index(r["start"]),
             CONTRASTS.index(r["contrast"]),
             r["place"],
@@ -339,8 +342,8 @@ def read_results(folder):
 
 
 def kind_of(row):
-    """Return what the runs of one figure have in common: network, start and contrast."""
-    return (row["network"], row["start"], row["contrast"])
+    """Return what the runs of one figure have in common: network, pixels, start and contrast."""
+    return (row["network"], f"{row['crop_size']}px", row["start"], row["contrast"])
 
 
 def markdown(rows):
@@ -421,7 +424,7 @@ def draw(results, folder):
     """Draw training and validation losses, one figure per kind of runs; return the paths."""
     paths = []
     for kind in sorted({kind_of(r) for r in results}):
-        network, start, contrast = kind
+        network, pixels, start, contrast = kind
         chosen = [r for r in results if kind_of(r) == kind]
         # Runs without a unit belong to both places.
         compared = sorted({(r["place"], r["rate"]) for r in chosen if r["place"]})
@@ -438,8 +441,8 @@ def draw(results, folder):
                 )
                 for place, rate in compared
             ]
-            path = os.path.join(folder, f"res4-{network}-{start}-{contrast}-{what}.png")
-            title = f"{network}: {what} loss, a line a run\n({start} start, {contrast} contrast)"
+            path = os.path.join(folder, f"res4-{'-'.join(kind)}-{what}.png")
+            title = f"{network}, {pixels}: {what} loss, a line a run\n({start} start, {contrast} contrast)"
             columns = min(COLUMNS, len(panels))
             plot_panels(panels, path, title, columns, size=(4.2, 3.2), one_legend=True)
             shrink(path)
@@ -500,16 +503,18 @@ def spread(args):
         for place in args.places:
             parts = []
             for seed in args.seeds:
-                case = Case(args.network, "fresh", contrast, place, "report", 0.0, seed, 1)
-                parts.append(largest_parts(case, args.crop_size, images[seed]))
+                case = Case(
+                    args.network, args.crop_size, "fresh", contrast, place, "report", 0.0, seed, 1
+                )
+                parts.append(largest_parts(case, images[seed]))
             before, behind = 100 * np.mean(parts, axis=0)
             print(f"| {contrast} | {place} | {before:.1f} % | {behind:.1f} % |")
 
 
-def largest_parts(case, crop_size, images):
+def largest_parts(case, images):
     """Return the largest image's parts of the first batch's features, before and behind a unit."""
     symbol, input_conf = get_symbol(
-        case.network, images.num_classes, crop_size=crop_size, **overrides_of(case)
+        case.network, images.num_classes, crop_size=case.crop_size, **overrides_of(case)
     )
     (stage,) = GLORE_STAGES[case.place]
     block_name = f"conv{stage}_B{get_spec(case.network).blocks[stage - 2]:02d}"

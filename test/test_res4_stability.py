@@ -13,7 +13,14 @@ from glore_common import GloReError
 from mxnet_compat import mx
 
 TINY = ("--steps", "20", "--crop-size", "32", "--seeds", "3", "--rates", "0.01")
-ROW = {"network": "n", "start": "fresh", "contrast": "even", "place": "", "variant": "none"}
+ROW = {
+    "network": "n",
+    "start": "fresh",
+    "contrast": "even",
+    "crop_size": 8,
+    "place": "",
+    "variant": "none",
+}
 ROW.update(rate=0.1, seed=0, steps=3, loss_1=3.0, loss_2=2.5, worst_val_loss=9.0)
 
 
@@ -41,7 +48,7 @@ def test_runs_are_kept_and_reported(command, tmp_path, capsys, caplog):
     command("run", *TINY, *where)
     files = sorted(os.listdir(tmp_path / "runs"))
     assert files == [
-        f"resnet18_v1_slim_fresh_varied_{unit}_lr0.01_seed3_20.json"
+        f"resnet18_v1_slim_32px_fresh_varied_{unit}_lr0.01_seed3_20.json"
         for unit in ("nowhere_none", "res4_all", "res4_report")
     ]
     times = [os.stat(tmp_path / "runs" / name).st_mtime_ns for name in files]
@@ -64,7 +71,7 @@ def test_runs_are_kept_and_reported(command, tmp_path, capsys, caplog):
         assert float(line["worst_val_loss"]) == pytest.approx(result["validations"][1][1], abs=1e-4)
     assert "| res4 | reproduction's unit |" in capsys.readouterr().out
     assert sorted(os.listdir(tmp_path / "docs" / "img")) == [
-        f"res4-resnet18_v1_slim-fresh-varied-{what}.png" for what in ("training", "validation")
+        f"res4-resnet18_v1_slim-32px-fresh-varied-{what}.png" for what in ("training", "validation")
     ]
 
 
@@ -84,7 +91,7 @@ def test_a_run_is_compared_with_its_own_seed_and_rate():
         row(9.0, 0.0, place="res4", variant="report", seed=2),
     ]
     *_, plain, ours = study.paired(rows)
-    assert plain == "| n, fresh, even | - | no unit | +0.00 | 0 of 2 | +0.0 | 0 of 2 |"
+    assert plain == "| n, 8px, fresh, even | - | no unit | +0.00 | 0 of 2 | +0.0 | 0 of 2 |"
     mean = (0.5 + guess - 2) / 2
     assert ours.endswith(f"| reproduction's unit | {mean:+.2f} | 2 of 2 | -15.0 | 1 of 2 |")
 
