@@ -16,10 +16,10 @@ import sys
 import time
 
 from glore_common import progress, run_main
+from jobs.arguments import positive_int
 from mxnet_compat import mx
 from network.block import build_block
 from network.summary import build_variant, count, markdown, parse_shape, with_shape
-from train.arguments import positive_int
 
 BLOCKS = ("gc", "gc@4:5/after", "se", "snl", "nl", "nl@4:1,3,5", "glore@0-3", "glore@2-3")
 

@@ -25,17 +25,17 @@ import time
 import numpy as np
 
 from glore_common import GloReError, UsageError, run_main, write_text
+from jobs.arguments import comma_list, positive_float, positive_int
 from mxnet_compat import mx, physical_cores
 from network.block import build_block
+from network.builder import get_symbol
 from network.summary import count, markdown
-from network.symbol_builder import get_symbol
-from train import distributed
-from train.arguments import comma_list, positive_float, positive_int
+from train import workers as distributed
 from train.config import RunConfig
-from train.learner import Learner
-from train.lr_scheduler import ConstantScheduler
 from train.optimizer import NesterovSGD
 from train.plots import Line, Panel, plot_panels
+from train.schedule import ConstantScheduler
+from train.step import Learner
 
 PARTS = ("input", "compute", "communication", "update")
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))

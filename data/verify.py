@@ -16,10 +16,10 @@ import sys
 
 from glore_common import UsageError, progress, run_main, write_text
 
-from .verify_job import VerifyJob
-from .video_list import FrameCounts, read_video_list
-from .worker_main import BAD, DONE, REFUSED
-from .worker_pool import Task, WorkerError, WorkerPool
+from .common.pool import Task, WorkerError, WorkerPool
+from .common.worker_main import BAD, DONE, REFUSED
+from .video.list import FrameCounts, read_video_list
+from .video.verify_job import VerifyJob
 
 LOGGER = logging.getLogger("glore.data")
 COLUMNS = ("v_id", "label", "path", "status", "frames", "announced", "reason")

@@ -61,7 +61,7 @@ class DatasetConfig:
     batch_size : int
     lr_base : float
     lr_schedule : str
-        One of ``train.lr_scheduler.SCHEDULES``.
+        One of ``train.schedule.SCHEDULES``.
     lr_steps : tuple of int
         Samples after which the step schedule lowers the rate.
     warmup_steps : int

@@ -15,13 +15,13 @@ import re
 
 import numpy as np
 
+from checkpoint.params import CheckpointError, check, numpy_of, param_shapes
 from glore_common import UsageError
 from mxnet_compat import mx
 
 from .cpu_graph import for_cpu_training
 from .initializer import DEFAULT_RULES, initial_params
 from .memory import MemoryGuard, check_memory
-from .params import CheckpointError, check, numpy_of, param_shapes
 
 # Weight decay spares what PyTorch names ``.bias``: biases, and BatchNorm's beta but not its gamma.
 KINETICS_WD_MULT = ((r"_(bias|beta)$", 0.0),)

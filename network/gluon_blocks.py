@@ -31,13 +31,13 @@ GCNet                                     here
 (``channel_mul_conv`` likewise with ``mul``.)
 """
 
+from checkpoint.params import CheckpointError, compare, numpy_of, param_shapes
 from glore_common import UsageError
 from mxnet_compat import mx
 
 from . import initializer
 from .cpu_graph import for_cpu_training
 from .memory import MemoryGuard
-from .params import CheckpointError, compare, numpy_of, param_shapes
 from .symbol_context import GC_Block, NL_Block, SE_Block, SNL_Block
 from .symbol_glore import GloRe_Unit
 

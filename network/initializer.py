@@ -20,7 +20,7 @@ from collections import namedtuple
 
 import numpy as np
 
-from .params import CheckpointError, compare, numpy_of, param_shapes, to_mxnet_name
+from checkpoint.params import CheckpointError, compare, numpy_of, param_shapes, to_mxnet_name
 
 LOGGER = logging.getLogger("glore")
 

@@ -338,7 +338,7 @@ RESNEXT101 = _resnet(
 )
 
 # The original, post-activation networks (He et al., CVPR 2016), layer for layer those of gluoncv's
-# model zoo, whose weights fit (network/gluoncv_names.py). The constants are theirs.
+# model zoo, whose weights fit (checkpoint/gluoncv_names.py). The constants are theirs.
 POST_ACTIVATION = {
     "post_activation": True,
     "bn": BNConf(1e-5, 0.9),

@@ -18,10 +18,10 @@ from collections import defaultdict
 
 from glore_common import UsageError, run_main, write_text
 
+from .builder import InputConf, get_spec, get_symbol, list_networks
 from .memory import activation_bytes
 from .shapes import infer, input_shapes, operations
 from .specs import CONTEXT_KINDS, PUBLISHED_TOP1
-from .symbol_builder import InputConf, get_spec, get_symbol, list_networks
 
 
 @dataclasses.dataclass(frozen=True)

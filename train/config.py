@@ -37,7 +37,7 @@ class RunConfig:
     save_every_steps : int
         Steps between checkpoints within an epoch; 0 for none.
     keep : int
-        See :class:`train.checkpoint.CheckpointStore`.
+        See :class:`checkpoint.store.CheckpointStore`.
     resume : str
         ``none``, ``auto`` or the path of a checkpoint.
     overwrite : bool
@@ -49,7 +49,7 @@ class RunConfig:
     loss_scale : float
         What the loss is multiplied by before the backward pass, and gradients divided by after.
     dynamic_loss_scale : bool
-        ``loss_scale`` is but the start: see :class:`train.learner.LossScaler`.
+        ``loss_scale`` is but the start: see :class:`train.step.LossScaler`.
     label_smoothing : float
         See :func:`train.loss.cross_entropy`; used in training only.
     precise_bn : PreciseBN, optional

@@ -154,7 +154,7 @@ def plot_history(rows, path, title=""):
     Parameters
     ----------
     rows : list of dict
-        The rows of ``history.csv``; see ``train.callback.COLUMNS``. Missing values (None) leave a
+        The rows of ``history.csv``; see ``train.report.COLUMNS``. Missing values (None) leave a
         gap.
     path : str
         PNG file to write.

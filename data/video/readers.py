@@ -1,0 +1,188 @@
+"""Frames of a video file, by decord. The only module of this project that imports decord.
+
+decord 0.6.0 must be loaded after MXNet: the other order ends the process with a segmentation fault
+at ``import mxnet``. Hence decord is imported at the first use, by :func:`_decord`, which loads
+MXNet first; a worker process, which has no use for MXNet, calls :func:`forbid_mxnet` instead, after
+which ``import mxnet`` raises ImportError. Either way the deadly order cannot happen.
+"""
+
+import functools
+import os
+import re
+import sys
+import time
+
+import numpy as np
+
+from glore_common import GloReError
+
+from ..common.samples import UnreadableFile
+
+# decord's resizing fails or crashes on some very small widths ("size must exactly match").
+SMALLEST_DECODER_SIDE = 32
+
+
+class VideoError(UnreadableFile):
+    """A video that cannot be read."""
+
+    kind = "video"
+
+
+def forbid_mxnet():
+    """Promise that this process never imports MXNet; ``import mxnet`` fails from now on."""
+    sys.modules.setdefault("mxnet", None)
+
+
+@functools.cache
+def _decord():
+    """Import decord, MXNet before it unless this process has renounced MXNet."""
+    if "mxnet" not in sys.modules:
+        if "decord" in sys.modules:
+            raise GloReError(
+                "decord was imported before mxnet; importing mxnet now would crash the process "
+                "(decord 0.6.0). Import mxnet first, or leave importing decord to data/."
+            )
+        import mxnet_compat  # noqa: F401
+    import decord
+
+    decord.logging.set_level(decord.logging.QUIET)
+    return decord
+
+
+def _check_file(path):
+    """Raise VideoError for what the operating system can tell; return the size in bytes."""
+    try:
+        status = os.stat(path)
+    except OSError as error:
+        raise VideoError(path, error.strerror or str(error)) from None
+    if os.path.isdir(path):
+        raise VideoError(path, "it is a folder")
+    if status.st_size == 0:
+        raise VideoError(path, "the file is empty")
+    if not os.access(path, os.R_OK):
+        raise VideoError(path, "no permission to read it")
+    return status.st_size
+
+
+def _first_line(error):
+    """Return the telling part of a decord message, which carries a C++ stack trace."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    line = next((text for text in lines if not text.startswith("Stack trace")), "no message")
+    # "[05:20:13] /github/workspace/src/video/video_reader.cc:151: Check failed: st_nb >= 0 ..."
+    return re.sub(r"\[[\d:]+\] \S+\.(cc|h):\d+: ", "", line)
+
+
+def read_frames(path, pick, resize=None, retries=1):
+    """Read chosen frames of a video.
+
+    Parameters
+    ----------
+    path : str
+        The file. A relative path is made absolute (FFmpeg would take ``a:b.mp4`` for a protocol).
+    pick : callable
+        ``pick(total)`` returns the indices (0-based, any order, repeats allowed) of the frames
+        wanted from a video of ``total`` frames. Called once.
+    resize : callable, optional
+        ``resize(width, height)`` returns the (width, height) to give the frames while decoding, or
+        None to leave them. Called once. decord's filter is close to OpenCV's INTER_AREA, not to
+        the INTER_LINEAR of the transforms, and it fails at some sizes: the frames then keep
+        theirs.
+    retries : int
+        How often to open the file anew after a failure.
+
+    Returns
+    -------
+    frames : numpy.ndarray
+        (len(indices), height, width, 3) uint8, RGB.
+    total : int
+        Number of frames that the container announces.
+
+    Raises
+    ------
+    VideoError
+        The file is missing, empty, damaged, or has no video or no frames.
+    """
+    path = os.path.abspath(path)
+    _check_file(path)
+    decord = _decord()
+    indices = total = size = None
+    attempt = 0
+    while True:
+        resized = False
+        try:
+            reader = decord.VideoReader(path, num_threads=1)
+            if total is None:
+                total = len(reader)
+                if total < 1:
+                    raise VideoError(path, "it has no frames")
+                indices = np.asarray(pick(total), np.int64)
+            if resize is not None:
+                height, width = reader[0].shape[:2]
+                if size is None:
+                    size = resize(width, height) or (width, height)
+                resized = size != (width, height)
+                if resized:
+                    reader = decord.VideoReader(path, num_threads=1, width=size[0], height=size[1])
+            wanted, places = np.unique(indices, return_inverse=True)
+            if wanted[-1] >= len(reader) or wanted[0] < 0:
+                raise VideoError(path, f"frame {wanted[-1]} was asked for, it has {len(reader)}")
+            # A plain list: a scalar crashes decord.
+            frames = reader.get_batch(wanted.tolist()).asnumpy()
+        except VideoError:
+            raise
+        except (decord.DECORDError, RuntimeError, IndexError) as error:
+            if resized:
+                # Some sizes fail in decord ("size must exactly match"): the file is not to blame.
+                resize = None
+                continue
+            if attempt == retries:
+                raise VideoError(path, _first_line(error)) from None
+            attempt += 1
+            # A file on a network may come back; a damaged one costs this pause once.
+            time.sleep(0.05)
+            continue
+        return frames[places], total
+
+
+def count_decodable_frames(path, batch=32):
+    """Decode a whole video and return how many frames it really has.
+
+    Parameters
+    ----------
+    path : str
+    batch : int
+        Frames held in memory at a time.
+
+    Returns
+    -------
+    decoded : int
+        Frames before the ``batch`` in which decoding failed. Where that is, is not sharp in a
+        damaged H.264 file: decord decodes ahead and notices damage earlier or later, from one
+        reading to the next.
+    announced : int
+        Frames that the container announces.
+    reason : str
+        Why decoding stopped early, or an empty string.
+
+    Raises
+    ------
+    VideoError
+        The file cannot be opened or not even its first frame decoded.
+    """
+    path = os.path.abspath(path)
+    _check_file(path)
+    decord = _decord()
+    try:
+        reader = decord.VideoReader(path, num_threads=1)
+        announced = len(reader)
+        reader[0]
+    except (decord.DECORDError, RuntimeError, IndexError) as error:
+        raise VideoError(path, _first_line(error)) from None
+    decoded = 0
+    try:
+        while decoded < announced:
+            reader.get_batch(list(range(decoded, min(decoded + batch, announced))))
+            decoded = min(decoded + batch, announced)
+    except (decord.DECORDError, RuntimeError, IndexError) as error:
+        return decoded, announced, _first_line(error)
+    return decoded, announced, ""

@@ -1,0 +1,278 @@
+"""Checkpoints: round trip, MXNet's own readers, damage, choice and pruning."""
+
+import json
+import logging
+import os
+
+import numpy as np
+import pytest
+
+from checkpoint.store import (
+    CheckpointError,
+    CheckpointStore,
+    Position,
+    differing_settings,
+    named_parameters,
+    read_checkpoint,
+)
+from glore_common import UsageError
+from mxnet_compat import mx
+from train.optimizer import NesterovSGD
+
+SETTINGS = {"seed": 1, "batches": 4}
+
+
+class SymbolNet(mx.gluon.SymbolBlock):
+    """A SymbolBlock that knows its symbol, as the project's networks do."""
+
+    def __init__(self, width=4):
+        data = mx.sym.Variable("data")
+        net = mx.sym.FullyConnected(data, num_hidden=width, name="fc1")
+        net = mx.sym.BatchNorm(net, name="fc1_bn", fix_gamma=False)
+        logits = mx.sym.FullyConnected(net, num_hidden=3, name="classifier")
+        super().__init__(logits, data)
+        self.symbol = mx.sym.SoftmaxOutput(logits, name="softmax")
+
+
+def make(width=4, seed=0, context=None):
+    mx.random.seed(seed)
+    block = SymbolNet(width)
+    block.initialize(mx.init.Normal(0.5), ctx=context or mx.cpu())
+    optimizer = NesterovSGD(momentum=0.9, wd=1e-3, learning_rate=0.1)
+    trainer = mx.gluon.Trainer(
+        list(named_parameters(block).values()), optimizer, kvstore=None, update_on_kvstore=False
+    )
+    return block, trainer
+
+
+def train(block, trainer, steps, seed=0):
+    generator = np.random.RandomState(seed)
+    for _ in range(steps):
+        for context in trainer._contexts:
+            data = mx.nd.array(generator.standard_normal((6, 5)), ctx=context)
+            with mx.autograd.record():
+                loss = (block(data) ** 2).sum()
+            loss.backward()
+        trainer.step(6)
+
+
+def everything(block):
+    return {name: p.data().asnumpy() for name, p in block.collect_params().items()}
+
+
+def assert_same(first, second):
+    assert first.keys() == second.keys()
+    for name, value in first.items():
+        np.testing.assert_array_equal(value, second[name], err_msg=name)
+
+
+@pytest.fixture
+def store(tmp_path):
+    return CheckpointStore(str(tmp_path / "models"), "my.task")
+
+
+def save(store, path, epoch=0, step=0, pair=None, **more):
+    block, trainer = pair or make()
+    if pair is None:
+        train(block, trainer, 1)
+    position = Position(step=step, epoch=epoch, **more)
+    store.save(path, block, trainer, position, SETTINGS)
+    return path
+
+
+def cut(path, size=None):
+    with open(path, "r+b") as stream:
+        stream.truncate(os.path.getsize(path) // 2 if size is None else size)
+
+
+def test_round_trip_continues_bit_for_bit(store):
+    block, trainer = make()
+    train(block, trainer, 3)
+    totals = {"samples": 3, "loss": 0.1 + 0.2, "top1": 1.0}
+    history = [{"epoch": 1, "val_top1": None}]
+    position = Position(3, 1, 2, "validate", totals, 1.5, 0.25, history)
+    store.save(store.step_path(3), block, trainer, position, SETTINGS)
+    train(block, trainer, 3, seed=1)
+    other, other_trainer = make(seed=9)
+    checkpoint = read_checkpoint(store.step_path(3))
+    assert store.load(checkpoint, other, other_trainer) == position
+    assert other_trainer.optimizer.num_update == 3
+    assert set(other_trainer.optimizer._index_update_count.values()) == {3}
+    train(other, other_trainer, 3, seed=1)
+    assert_same(everything(other), everything(block))
+    assert checkpoint.settings == SETTINGS
+
+
+def test_momentum_is_part_of_it(store):
+    """Without the optimiser's state the next steps differ: the test above could not pass."""
+    block, trainer = make()
+    train(block, trainer, 3)
+    save(store, store.step_path(3), step=3, pair=(block, trainer))
+    other, other_trainer = make(seed=9)
+    store.load(read_checkpoint(store.step_path(3)), other, other_trainer)
+    other_trainer._updaters[0].states.clear()
+    train(block, trainer, 1, seed=1)
+    train(other, other_trainer, 1, seed=1)
+    assert not np.array_equal(everything(block)["fc1_weight"], everything(other)["fc1_weight"])
+
+
+def test_two_devices_share_one_state(store):
+    contexts = [mx.cpu(0), mx.cpu(1)]
+    block, trainer = make()
+    train(block, trainer, 2)
+    save(store, store.epoch_path(1), 1, 2, pair=(block, trainer))
+    other, other_trainer = make(seed=5, context=contexts)
+    store.load(read_checkpoint(store.epoch_path(1)), other, other_trainer)
+    expected = trainer._updaters[0].states[0].asnumpy()
+    for updater, context in zip(other_trainer._updaters, contexts):
+        assert updater.states[0].context == context
+        np.testing.assert_array_equal(updater.states[0].asnumpy(), expected)
+
+
+def test_mxnet_itself_reads_an_epoch_checkpoint(store):
+    block, trainer = make()
+    train(block, trainer, 1)
+    save(store, store.epoch_path(3), epoch=3, pair=(block, trainer))
+    prefix = os.path.join(store.model_dir, "my.task_ep")
+    symbol, arguments, auxiliary = mx.model.load_checkpoint(prefix, 3)
+    assert symbol.list_outputs() == ["softmax_output"]
+    assert set(auxiliary) == {"fc1_bn_moving_mean", "fc1_bn_moving_var"}
+    module = mx.mod.Module(symbol, context=mx.cpu())
+    module.bind([("data", (2, 5))], [("softmax_label", (2,))], for_training=False)
+    module.set_params(arguments, auxiliary)
+    data = mx.nd.array(np.random.RandomState(0).standard_normal((2, 5)))
+    module.forward(mx.io.DataBatch([data]), is_train=False)
+    np.testing.assert_allclose(
+        module.get_outputs()[0].asnumpy(), block(data).softmax().asnumpy(), rtol=1e-5
+    )
+
+
+@pytest.mark.parametrize("extension", [".params", ".states", ".json"])
+def test_truncated_files_are_noticed(store, extension):
+    path = save(store, store.epoch_path(1), epoch=1)
+    read_checkpoint(path)
+    cut(path + extension)
+    with pytest.raises(CheckpointError, match=rf"ep-0001\{extension}"):
+        read_checkpoint(path)
+
+
+@pytest.mark.parametrize("extension", [".params", ".states", ".json"])
+def test_one_flipped_bit_is_noticed(store, extension):
+    path = save(store, store.epoch_path(1), epoch=1, step=1000)
+    with open(path + extension, "r+b") as stream:
+        content = bytearray(stream.read())
+        place = content.index(b"1000") + 3 if extension == ".json" else len(content) // 2
+        content[place] ^= 1
+        stream.seek(0)
+        stream.write(content)
+    with pytest.raises(CheckpointError, match="checksum"):
+        read_checkpoint(path + extension)
+
+
+def test_auto_takes_the_newest_whole_one_and_says_what_it_skipped(store, caplog):
+    save(store, store.epoch_path(1), epoch=1, step=4)
+    save(store, store.step_path(6), epoch=1, step=6, batch=2)
+    save(store, store.epoch_path(2), epoch=2, step=8)
+    save(store, store.step_path(10), epoch=2, step=10, batch=2)
+    assert store.choose("auto").path == store.step_path(10)
+    cut(store.step_path(10) + ".params")
+    os.remove(store.epoch_path(2) + ".json")
+    with caplog.at_level(logging.WARNING):
+        assert store.choose("auto").path == store.step_path(6)
+    assert "step-0000010.params" in caplog.text
+    assert "truncated" in caplog.text
+    assert "ep-0002.json" in caplog.text
+
+
+def test_nothing_whole_is_an_error_nothing_at_all_is_not(store):
+    assert store.choose("auto") is None
+    save(store, store.epoch_path(1), epoch=1)
+    cut(store.epoch_path(1) + ".states")
+    with pytest.raises(CheckpointError, match="none of the 1 checkpoints"):
+        store.choose("auto")
+
+
+def test_a_new_start_does_not_lose_an_old_run(store):
+    save(store, store.epoch_path(1), epoch=1, step=4)
+    save(store, store.epoch_path(2), epoch=2, step=8)
+    with pytest.raises(CheckpointError, match="--resume auto"):
+        store.choose("none")
+    with pytest.raises(CheckpointError, match="1 checkpoint"):
+        store.choose(store.epoch_path(1))
+    assert store.choose(store.epoch_path(2)).position.step == 8
+    store.overwrite(store.epoch_path(1) + ".params")
+    assert store.paths() == [store.epoch_path(1)]
+    store.overwrite("none")
+    assert store.choose("none") is None
+    with pytest.raises(UsageError):
+        store.overwrite("auto")
+
+
+def test_tasks_with_like_names_do_not_meet(store, tmp_path):
+    other = CheckpointStore(store.model_dir, "my.task_ep-0001")
+    save(other, other.epoch_path(2), epoch=2)
+    save(CheckpointStore(store.model_dir, "myxtask"), store.epoch_path(7).replace("my.", "myx"))
+    assert store.paths() == []
+
+
+def test_pruning_keeps_the_last_and_the_best(store):
+    store.keep = 2
+    for epoch in range(1, 6):
+        save(store, store.step_path(epoch), epoch=epoch - 1, step=epoch, batch=1)
+        save(store, store.epoch_path(epoch), epoch=epoch, step=epoch)
+        store.prune(store.epoch_path(epoch), best_epoch=1)
+    assert store.paths() == [store.epoch_path(epoch) for epoch in (1, 4, 5)]
+    leftovers = [name for name in os.listdir(store.model_dir) if "0002" in name or "step" in name]
+    assert leftovers == []
+    for step in (6, 7, 8):
+        save(store, store.step_path(step), epoch=5, step=step, batch=step)
+        store.prune(store.step_path(step))
+    assert store.paths()[-2:] == [store.step_path(7), store.step_path(8)]
+    assert len(store.paths()) == 5
+
+
+def test_failed_write_leaves_the_others_alone(store, monkeypatch):
+    save(store, store.epoch_path(1), epoch=1)
+    monkeypatch.setattr(mx.nd, "save", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
+    with pytest.raises(OSError, match="disk full"):
+        save(store, store.epoch_path(2), epoch=2)
+    assert store.paths() == [store.epoch_path(1)]
+    assert [name for name in os.listdir(store.model_dir) if "tmp" in name] == []
+
+
+def test_other_network_is_refused_with_all_differences(store):
+    save(store, store.epoch_path(1), epoch=1)
+    block, trainer = make(width=6)
+    block.collect_params()["fc1_weight"].shape = (6, 5)
+    with pytest.raises(CheckpointError) as error:
+        store.load(read_checkpoint(store.epoch_path(1)), block, trainer)
+    assert "fc1_weight has shape (4, 5), the network wants (6, 5)" in str(error.value)
+
+
+def test_states_are_no_pickle(store):
+    path = save(store, store.epoch_path(1), epoch=1)
+    arrays = mx.nd.load(path + ".states")
+    assert "0:fc1_weight" in arrays
+    assert arrays["0:fc1_weight"].shape == (4, 5)
+
+
+def test_manifest_is_readable_by_others(store):
+    path = save(store, store.epoch_path(1), epoch=1, step=5)
+    with open(path + ".json") as stream:
+        content = json.load(stream)
+    assert content["position"]["step"] == 5
+    assert content["optimizer"] == "NesterovSGD"
+    assert set(content["files"]) == {".params", ".states"}
+
+
+def test_differing_settings():
+    assert differing_settings({"a": 1, "b": [2]}, {"a": 3, "b": [2], "c": 4}) == [
+        "a: 3 -> 1",
+        "c: 4 -> absent",
+    ]
+
+
+@pytest.mark.parametrize("task", ["", "a/b", ".hidden"])
+def test_bad_task_names(tmp_path, task):
+    with pytest.raises(UsageError, match="task name"):
+        CheckpointStore(str(tmp_path), task)

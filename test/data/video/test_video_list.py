@@ -1,0 +1,128 @@
+"""Video lists, mapping tables and the cache of frame counts."""
+
+import os
+
+import pytest
+
+from data.video.list import FrameCounts, ListError, read_video_list
+
+
+def write(folder, text, name="list.txt", encoding="utf-8"):
+    path = os.path.join(str(folder), name)
+    with open(path, "w", encoding=encoding, newline="") as stream:
+        stream.write(text)
+    return path
+
+
+def test_columns_by_spaces_or_tabs_and_paths_with_spaces(tmp_path):
+    path = write(tmp_path, "7 0 a/b.avi\r\n\n8\t2\tmaking tea/a  b [1].mp4 \n x9 \t1  Übung/ß.mp4")
+    videos = read_video_list(path, tmp_path, 3)
+    assert [tuple(row) for row in videos.rows] == [
+        ("7", 0, "a/b.avi"),
+        ("8", 2, "making tea/a  b [1].mp4"),
+        ("x9", 1, "Übung/ß.mp4"),
+    ]
+    assert videos.lines == (1, 3, 4)
+    assert videos.full_path(1) == str(tmp_path / "making tea/a  b [1].mp4")
+
+
+def test_byte_order_mark_is_no_part_of_the_first_id(tmp_path):
+    path = write(tmp_path, "5 0 a.mp4\n", encoding="utf-8-sig")
+    assert read_video_list(path, tmp_path).rows[0].v_id == "5"
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "says"),
+    [
+        ("0 0 a.mp4\n1 0\n", 2, "expected 'v_id label sub/path', found 2 columns"),
+        ("0 x a.mp4\n", 1, "no whole number: 'x'"),
+        ("0 0 a.mp4\n\n1 3 b.mp4\n", 3, r"label 3 is out of range \(0 to 2\)"),
+        ("0 -1 a.mp4\n", 1, "label -1 is out of range"),
+        ("0 0 a.mp4\n1 0 b.mp4\n0 1 c.mp4\n", 3, "v_id 0 is used twice, first in line 1"),
+    ],
+)
+def test_wrong_row_names_file_and_line(tmp_path, text, line, says):
+    path = write(tmp_path, text)
+    with pytest.raises(ListError, match=says) as caught:
+        read_video_list(path, tmp_path, 3)
+    assert str(caught.value).startswith(f"{path}:{line}: ")
+
+
+def test_not_utf8_names_the_line(tmp_path):
+    path = write(tmp_path, "0 0 a.mp4\n1 0 ü.mp4\n", encoding="latin-1")
+    with pytest.raises(ListError, match=r"list\.txt:2: not UTF-8"):
+        read_video_list(path, tmp_path)
+
+
+def test_missing_empty_and_rootless_lists(tmp_path):
+    with pytest.raises(ListError, match="cannot read the video list .*none.txt"):
+        read_video_list(tmp_path / "none.txt", tmp_path)
+    with pytest.raises(ListError, match="is empty"):
+        read_video_list(write(tmp_path, "\n\n"), tmp_path)
+    with pytest.raises(ListError, match=r"nowhere does not exist.*nowhere/a\.mp4"):
+        read_video_list(write(tmp_path, "0 0 a.mp4\n"), tmp_path / "nowhere")
+
+
+def test_counts_are_remembered_for_the_same_list_root_and_file_size(tmp_path):
+    path = write(tmp_path, "0 0 a.mp4\n1 0 b.mp4\n")
+    videos = read_video_list(path, tmp_path)
+    counts = FrameCounts(videos)
+    counts.note(1, 300, 5000)
+    counts.save()
+    again = FrameCounts(videos)
+    assert (again.get(1, 5000), again.get(1, 5001), again.get(0, 0)) == (300, None, None)
+    assert again.known() == 1
+    assert os.path.dirname(again.paths[0]) == str(tmp_path)
+    again.note(1, 299, 5000)
+    assert again.get(1, 5000) == 300, "a noted count gives way to a better one only"
+    again.note(1, 299, 5000, replace=True)
+    assert again.get(1, 5000) == 299
+
+    other_root = tmp_path / "other"
+    other_root.mkdir()
+    assert FrameCounts(read_video_list(path, other_root)).known() == 0
+    os.utime(path, ns=(1, 1))
+    assert FrameCounts(videos).known() == 0, "another modification time"
+
+
+def test_changed_content_forgets_the_counts(tmp_path):
+    path = write(tmp_path, "0 0 a.mp4\n")
+    counts = FrameCounts(read_video_list(path, tmp_path))
+    counts.note(0, 10, 1)
+    counts.save()
+    stamp = os.stat(path).st_mtime_ns
+    write(tmp_path, "0 0 b.mp4\n")
+    os.utime(path, ns=(stamp, stamp))
+    assert FrameCounts(read_video_list(path, tmp_path)).known() == 0
+
+
+def test_counts_of_a_list_in_a_read_only_folder_go_to_the_cache_folder(tmp_path, monkeypatch):
+    import data.video.list
+
+    path = write(tmp_path, "0 0 a.mp4\n")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    videos = read_video_list(path, tmp_path)
+    counts = FrameCounts(videos)
+
+    def refuse(place, text, writing=data.video.list.write_text):
+        if os.path.dirname(place) == str(tmp_path):
+            raise PermissionError(13, "Permission denied", place)
+        writing(place, text)
+
+    # Permissions do not stop root, who may run this.
+    monkeypatch.setattr(data.video.list, "write_text", refuse)
+    counts.note(0, 12, 34)
+    counts.save()
+    assert counts.paths[1].startswith(str(tmp_path / "cache"))
+    assert not os.path.exists(counts.paths[0])
+    assert FrameCounts(videos).get(0, 34) == 12
+
+
+def test_damaged_cache_is_ignored(tmp_path):
+    videos = read_video_list(write(tmp_path, "0 0 a.mp4\n"), tmp_path)
+    counts = FrameCounts(videos)
+    counts.note(0, 12, 34)
+    counts.save()
+    with open(counts.paths[0], "a") as stream:
+        stream.write("garbage\n")
+    assert FrameCounts(videos).known() == 0

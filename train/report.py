@@ -1,0 +1,315 @@
+"""What a run says while it trains: log file, console, progress bar, history, curves, events.
+
+On a terminal a progress bar moves and the step lines go to the log file alone; elsewhere they go
+to both. A step line has the fields of the original project (facebookresearch/GloRe): learning
+rate, epoch, batch, speed, loss-ce, top1, top5.
+"""
+
+import contextlib
+import csv
+import io
+import logging
+import math
+import os
+import sys
+import time
+
+from tqdm import tqdm
+
+from glore_common import GloReError, UsageError, write_text
+
+from .plots import plot_history
+
+LOGGER = logging.getLogger("glore.train")
+COLUMNS = (
+    "epoch",
+    "step",
+    "lr",
+    "train_loss",
+    "train_top1",
+    "train_top5",
+    "val_loss",
+    "val_top1",
+    "val_top5",
+    "train_seconds",
+    "val_seconds",
+    "samples_per_second",
+    "input_wait",
+)
+LOG_DIR = os.path.join(".", "exps", "logs")
+TIME_COLUMNS = ("train_seconds", "val_seconds", "samples_per_second", "input_wait")
+
+
+class _ConsoleHandler(logging.Handler):
+    """Writes to stderr, above a progress bar if there is one."""
+
+    def __init__(self, hide_step_lines):
+        super().__init__()
+        self.hide_step_lines = hide_step_lines
+
+    def emit(self, record):
+        if self.hide_step_lines and getattr(record, "step_line", False):
+            return
+        if getattr(record, "file_only", False):
+            return
+        try:
+            tqdm.write(self.format(record), file=sys.stderr)
+        except Exception:
+            self.handleError(record)
+
+
+@contextlib.contextmanager
+def log_to(path=None, level=logging.INFO):
+    """Send all Python logging to the console and, if given, to the end of a file.
+
+    What ends the ``with`` block as an error is written to the file too: the message of a
+    GloReError, or the trace of a bug.
+
+    Parameters
+    ----------
+    path : str, optional
+        Log file; its folder is made.
+    level : int
+        Lowest level that is written.
+
+    Raises
+    ------
+    UsageError
+        If the file cannot be opened.
+    """
+    root = logging.getLogger()
+    handlers = [_ConsoleHandler(hide_step_lines=sys.stderr.isatty())]
+    if path:
+        try:
+            os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
+            handlers.append(logging.FileHandler(path, encoding="utf-8"))
+        except OSError as error:
+            raise UsageError(f"the log file cannot be written: {error}") from error
+    formatter = logging.Formatter("%(asctime)s %(levelname)s: %(message)s", "%Y-%m-%d %H:%M:%S")
+    before = root.level
+    root.setLevel(level)
+    for handler in handlers:
+        handler.setFormatter(formatter)
+        root.addHandler(handler)
+    try:
+        yield
+    except GloReError as error:
+        LOGGER.error("%s", error, extra={"file_only": True})
+        raise
+    except Exception:
+        LOGGER.exception("stopped by an unexpected error", extra={"file_only": True})
+        raise
+    finally:
+        root.setLevel(before)
+        for handler in handlers:
+            root.removeHandler(handler)
+            handler.close()
+
+
+def default_log_file(task):
+    """Return where a task's log goes unless the user says otherwise."""
+    return os.path.join(LOG_DIR, f"{task}.log")
+
+
+def _figure(value, digits=4):
+    return "-" if value is None else f"{value:.{digits}f}"
+
+
+def epoch_table(rows):
+    """Return rows of the history as an aligned text table.
+
+    Parameters
+    ----------
+    rows : list of dict
+        See :data:`COLUMNS`.
+
+    Returns
+    -------
+    list of str
+        The lines: a header, a rule, one line per row.
+    """
+    header = (
+        ["epoch", "step", "lr"]
+        + ["loss", "top1", "top5", "val loss", "val top1", "val top5"]
+        + ["train s", "val s", "samples/s", "input wait"]
+    )
+    body = [
+        [str(row["epoch"]), str(row["step"]), f"{row['lr']:.3g}"]
+        + [_figure(row[name]) for name in COLUMNS[3:9]]
+        + [_figure(row[name], 1) for name in COLUMNS[9:12]]
+        + [f"{row['input_wait']:.1%}"]
+        for row in rows
+    ]
+    widths = [max(len(line[index]) for line in [header, *body]) for index in range(len(header))]
+    lines = ["  ".join(cell.rjust(width) for cell, width in zip(line, widths)) for line in body]
+    title = "  ".join(cell.rjust(width) for cell, width in zip(header, widths))
+    return [title, "-" * len(title), *lines]
+
+
+def write_history(rows, path):
+    """Write the history as CSV, atomically: a resumed run neither loses nor doubles a row."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    for row in rows:
+        writer.writerow({name: "" if row[name] is None else row[name] for name in COLUMNS})
+    write_text(path, text.getvalue())
+
+
+def best_row(rows):
+    """Return the row with the highest validation top-1, else the lowest loss; None without rows.
+
+    The earliest of equal rows wins.
+    """
+
+    def merit(row):
+        top1 = -1.0 if row["val_top1"] is None else row["val_top1"]
+        loss = row["val_loss"] if row["val_loss"] is not None else row["train_loss"]
+        return top1, -loss if loss is not None else -math.inf
+
+    return max(rows, key=merit, default=None)
+
+
+class Reporter:
+    """Writes step lines, epoch tables, ``history.csv``, curves and TensorBoard events.
+
+    Parameters
+    ----------
+    task : str
+        Name of the run.
+    log_dir : str
+        Folder of ``{task}_history.csv``, ``{task}_curves.png`` and ``{task}_tensorboard``.
+    tensorboard : bool
+        Write TensorBoard events (extra ``tensorboard``).
+    files : bool
+        False for workers other than the first, which only log.
+    """
+
+    def __init__(self, task, log_dir=LOG_DIR, tensorboard=False, files=True):
+        self.task = task
+        self.files = files
+        tensorboard = tensorboard and files
+        self.history_path = os.path.join(log_dir, f"{task}_history.csv")
+        self.curves_path = os.path.join(log_dir, f"{task}_curves.png")
+        self.events_path = os.path.join(log_dir, f"{task}_tensorboard") if tensorboard else None
+        self._events = None
+        self._bar = None
+
+    def open(self, step):
+        """Start reporting at ``step``; events of later steps of an earlier run are dropped."""
+        if self.events_path is None:
+            return
+        try:
+            from tensorboardX import SummaryWriter
+        except ImportError:
+            raise UsageError(
+                "--tensorboard needs the package tensorboardx: pip install tensorboardx"
+            ) from None
+        self._events = SummaryWriter(self.events_path, purge_step=step)
+
+    def close(self):
+        """Close the bar and the event file."""
+        self.end_bar()
+        if self._events is not None:
+            self._events.close()
+            self._events = None
+
+    def start_bar(self, label, total, done=0):
+        """Show a progress bar over ``total`` batches where stderr is a terminal."""
+        self.end_bar()
+        if sys.stderr.isatty():
+            self._bar = tqdm(
+                total=total, initial=done, desc=label, unit="batch", dynamic_ncols=True, leave=False
+            )
+
+    def advance(self, batches=1):
+        """Move the bar."""
+        if self._bar is not None:
+            self._bar.update(batches)
+
+    def end_bar(self):
+        """Remove the bar."""
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+
+    def step_line(self, position, batches, lr, speed, means):
+        """Report the batches since the last step line.
+
+        Parameters
+        ----------
+        position : checkpoint.store.Position
+            Where the run stands.
+        batches : int
+            Batches of this logged epoch.
+        lr : float
+            Learning rate of the last step.
+        speed : float
+            Samples per second.
+        means : dict
+            ``loss`` and ``top{k}`` over these batches.
+        """
+        figures = " ".join(
+            f"{'loss-ce' if name == 'loss' else name} {value:.4f}" for name, value in means.items()
+        )
+        LOGGER.info(
+            "Epoch [%d] Batch [%d/%d] Step %d lr %.4e Speed %.2f samples/s %s",
+            position.epoch + 1,
+            position.batch,
+            batches,
+            position.step,
+            lr,
+            speed,
+            figures,
+            extra={"step_line": True},
+        )
+        if self._bar is not None:
+            self._bar.set_postfix_str(f"lr {lr:.2e}, {speed:.1f} samples/s, {figures}")
+        if self._events is not None:
+            for name, value in {**means, "lr": lr, "samples_per_second": speed}.items():
+                self._events.add_scalar(f"step/{name}", value, position.step)
+
+    def epoch_end(self, rows):
+        """Report the last of the history's rows and write the history."""
+        self.end_bar()
+        row = rows[-1]
+        for line in epoch_table(rows[-1:]):
+            LOGGER.info("%s", line)
+        if self.files:
+            write_history(rows, self.history_path)
+        if self._events is not None:
+            for name in COLUMNS[2:]:
+                if row[name] is not None:
+                    self._events.add_scalar(f"epoch/{name}", row[name], row["step"])
+
+    def finish(self, rows, checkpoint, started):
+        """Draw the curves and sum the run up.
+
+        Parameters
+        ----------
+        rows : list of dict
+            The history.
+        checkpoint : str or None
+            Stem of the last checkpoint.
+        started : float
+            ``time.perf_counter()`` when this process began to train.
+        """
+        self.end_bar()
+        if rows and self.files:
+            plot_history(rows, self.curves_path, self.task)
+            write_history(rows, self.history_path)
+            best = best_row(rows)
+            for line in epoch_table(rows):
+                LOGGER.info("%s", line)
+            LOGGER.info(
+                "Best epoch %d: validation top-1 %s, top-5 %s, loss %s",
+                best["epoch"],
+                *(_figure(best[name]) for name in ("val_top1", "val_top5", "val_loss")),
+            )
+            LOGGER.info("History    %s", self.history_path)
+            LOGGER.info("Curves     %s", self.curves_path)
+        if checkpoint and self.files:
+            LOGGER.info("Checkpoint %s.params", checkpoint)
+        if self.events_path:
+            LOGGER.info("Events     tensorboard --logdir %s", self.events_path)
+        LOGGER.info("Done in %.1f s", time.perf_counter() - started)
