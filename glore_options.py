@@ -55,6 +55,9 @@ def option(
     aliases: tuple[Union[str, Alias], ...] = (),
     choices: Optional[tuple] = None,
     metavar: Optional[str] = None,
+    const: Any = None,
+    several: bool = False,
+    positional: bool = False,
     compare: bool = True,
 ) -> Any:
     """Declare an option: a field of an :class:`Options` class.
@@ -74,6 +77,12 @@ def option(
         The values that are allowed.
     metavar
         How ``--help`` calls the value.
+    const
+        Its value when the flag stands alone; None: a value must follow.
+    several
+        Whether it takes one or more words; the value is then a tuple.
+    positional
+        Whether it may be given without its flag as well.
     compare
         Whether a resumed run says that it has another value than before.
     """
@@ -83,6 +92,9 @@ def option(
         "aliases": aliases,
         "choices": choices,
         "metavar": metavar,
+        "const": const,
+        "several": several,
+        "positional": positional,
         "compare": compare,
     }
     return dataclasses.field(default=default, metadata=metadata)
@@ -115,11 +127,15 @@ class JobOptions:
 
     Attributes
     ----------
+    first
+        Names of the groups that ``--help`` begins with.
     given
         Names of the options that the command line or the file gave.
     command_line
         As it was typed.
     """
+
+    first: ClassVar[tuple[str, ...]] = ()
 
     def __post_init__(self) -> None:
         self.given: set[str] = set()
@@ -127,7 +143,9 @@ class JobOptions:
 
     def groups(self) -> dict[str, Options]:
         """Return the groups by name."""
-        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        names = [field.name for field in dataclasses.fields(self)]
+        names.sort(key=lambda name: self.first.index(name) if name in self.first else len(names))
+        return {name: getattr(self, name) for name in names}
 
     def fields(self) -> dict[str, tuple[Options, dataclasses.Field]]:
         """Return (group, field) of every option by its name, which is unique in a job."""
@@ -139,11 +157,12 @@ class JobOptions:
                 found[field.name] = (members, field)
         return found
 
-    def settle_default(self, name: str, value: Any) -> None:
-        """Set an option that is None, and so was left to be worked out."""
-        members, _ = self.fields()[name]
-        if getattr(members, name) is None:
-            setattr(members, name, value)
+    def settle(self, **values: Any) -> None:
+        """Set the options among these that are None, and so were left to be worked out."""
+        known = self.fields()
+        for name, value in values.items():
+            if getattr(known[name][0], name) is None:
+                setattr(known[name][0], name, value)
 
 
 def flag_of(name: str) -> str:
@@ -309,8 +328,18 @@ def _add_option(target, group: Options, field: dataclasses.Field) -> None:
     settings: dict[str, Any] = {"type": kind, "metavar": facts["metavar"], **common}
     if kind is boolean:
         settings.update(nargs="?", const=True, metavar=facts["metavar"] or "BOOL")
+    if facts["const"] is not None:
+        settings.update(nargs="?", const=facts["const"])
+    if facts["several"]:
+        settings.update(nargs="+")
     if facts["choices"] is not None:
         settings["choices"] = facts["choices"]
+    if facts["positional"]:
+        shown = facts["metavar"] or field.name.upper()
+        same = f"the same as {flag_of(field.name)}"
+        target.add_argument(
+            field.name, nargs="?", type=kind, metavar=shown, default=argparse.SUPPRESS, help=same
+        )
     target.add_argument(flag_of(field.name), *plain, help=text.replace("%", "%%"), **settings)
     for alias in facts["aliases"]:
         if isinstance(alias, Alias):
@@ -400,7 +429,12 @@ def read_config(path: str, options: JobOptions) -> dict[str, Any]:
         try:
             if isinstance(setting, dict):
                 raise ValueError("it is a section")
-            value = _kind_of(members, field)(_text_of(setting))
+            kind = _kind_of(members, field)
+            if field.metadata["several"]:
+                words = setting if isinstance(setting, list) else [setting]
+                value = tuple(kind(_text_of(word)) for word in words)
+            else:
+                value = kind(_text_of(setting))
             choices = field.metadata["choices"]
             if choices is not None and value not in choices:
                 raise ValueError(f"it must be one of: {', '.join(map(str, choices))}")

@@ -18,6 +18,8 @@ from glore_common import GloReError, UsageError
 
 WHERE = "https://www.vision.caltech.edu/datasets/cub_200_2011/"
 FOLDER = "CUB_200_2011"
+# Of its photographs, RGB on the scale 0..1.
+MEAN, STD = (0.4707, 0.4601, 0.4549), (0.2767, 0.2760, 0.2850)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,22 +14,28 @@ import re
 
 import numpy as np
 
+from checkpoint.graph import read_symbol
 from checkpoint.params import check, param_shapes
-from checkpoint.released import default_root, list_released, locate
+from checkpoint.paths import find
+from checkpoint.released import locate
 from data.image.loaders import get_image_val_loader
-from data.image.source import image_source_of_rows
+from data.image.options import ImageReadingOptions
+from data.image.source import image_source_of_rows, open_image_source
 from glore_common import GloReError, UsageError, write_text
-from jobs import arguments
+from glore_options import parse
 from mxnet_compat import mx
 from network import get_symbol, logits
 from network.block import build_block
 from network.builder import get_spec
 from network.compare import compare_outputs, layer_distances, match_params
 from network.identify import Inferred, infer_network
-from network.pretrained import find, read_source, read_symbol
+from network.pretrained import read_source
 from network.specs import PUBLISHED_TOP1
+from train.devices import contexts_of
 from train.report import log_to
 from train.scoring import average_scores, predictor, summarize
+
+from .options import CompareOptions, ComparisonOptions
 
 LOGGER = logging.getLogger("glore")
 # Longest list of names, layers or images in the Markdown; the JSON has all.
@@ -74,64 +80,6 @@ class Checkpoint:
         return [*self.symbol.list_arguments(), *self.symbol.list_auxiliary_states()]
 
 
-def get_parser():
-    """Return the script's argument parser."""
-    parser = arguments.Parser(__doc__.split("\n\n")[0])
-    group = parser.add_argument_group("checkpoint")
-    group.add_argument("source", nargs="?", metavar="PREFIX|TAR|NAME", help="same as --checkpoint")
-    group.add_argument(
-        "--checkpoint",
-        metavar="PREFIX|TAR|NAME",
-        help="PREFIX-symbol.json with PREFIX-NNNN.params, a tar of them, or a released name "
-        f"({', '.join(list_released())})",
-    )
-    group.add_argument("--epoch", type=arguments.count, help="of a PREFIX (default: the newest)")
-    group.add_argument(
-        "--network", help="name in the table of networks (default: found from the parameters)"
-    )
-    group.add_argument("--root", metavar="FOLDER", help=f"of downloads (default: {default_root()})")
-    group = parser.add_argument_group("outputs")
-    group.add_argument(
-        "--images", nargs="+", default=(), metavar="FILE", help="run on these, not on random data"
-    )
-    group.add_argument(
-        "--crop-size",
-        type=arguments.positive_int,
-        help="side of the input in pixels (default: the network's)",
-    )
-    group.add_argument(
-        "--tolerance",
-        type=arguments.positive_float,
-        default=1e-5,
-        help="largest difference of logits that is equal, as a share of the largest logit",
-    )
-    group.add_argument("--batch-size", type=arguments.positive_int, default=8, help="inputs a time")
-    group.add_argument("--seed", type=arguments.count, default=0, help="of the random data")
-    group = parser.add_argument_group("accuracy")
-    data = group.add_mutually_exclusive_group()
-    data.add_argument("--rec", metavar="FILE", help="validation images packed by im2rec")
-    data.add_argument("--folder", metavar="FOLDER", help="validation images, a folder per class")
-    group.add_argument(
-        "--resize", type=arguments.positive_int, default=256, help="shorter side before the crop"
-    )
-    group.add_argument("--max-images", type=arguments.positive_int, help="stop after so many")
-    group.add_argument("--num-workers", type=arguments.count, help="decoding processes")
-    group = parser.add_argument_group("your own training")
-    group.add_argument(
-        "--ours", metavar="PREFIX", help="checkpoint of it, to be compared with the released one"
-    )
-    group.add_argument("--ours-epoch", type=arguments.count, help="default: the newest")
-    arguments.add_device_arguments(parser, dtype=False)
-    group = parser.add_argument_group("report")
-    group.add_argument(
-        "--output",
-        default="",
-        metavar="PREFIX",
-        help="of PREFIX.md and PREFIX.json (default: ./exps/results/compare_CHECKPOINT)",
-    )
-    return parser
-
-
 def read_checkpoint(text, root=None, epoch=None):
     """Read what the user named, with its own graph; names and shapes are not compared yet.
 
@@ -143,9 +91,9 @@ def read_checkpoint(text, root=None, epoch=None):
     source = locate(text, root)
     if os.path.isfile(source) and not source.endswith(".params"):
         raise GloReError(f"{source} is neither a .params file nor a .tar of a checkpoint")
-    prefix, path = find(source, epoch)
-    symbol = read_symbol(f"{prefix}-symbol.json")
-    args, auxs, path = read_source(path, symbol)
+    found = find(source, epoch)
+    symbol = read_symbol(found.symbol)
+    args, auxs, path = read_source(found.params, symbol)
     return Checkpoint(path, symbol, args, auxs)
 
 
@@ -221,15 +169,17 @@ def get_loader(source, args, network, input_conf, **options):
     """Return the loader of validation images; to be closed, which ``with`` does."""
     if len(input_conf.data_shape) != 3:
         raise UsageError(f"{network.name} reads clips: --images, --rec and --folder do not apply")
-    return get_image_val_loader(
-        source,
+    reading = ImageReadingOptions(
         crop_size=input_conf.data_shape[-1],
         resize=args.resize,
+        batch_size=args.batch_size,
+        **options,
+    )
+    return get_image_val_loader(
+        open_image_source(source, network.num_classes),
+        reading,
         mean=input_conf.mean,
         std=input_conf.std,
-        batch_size=args.batch_size,
-        num_classes=network.num_classes,
-        **options,
     )
 
 
@@ -244,7 +194,7 @@ def get_input(args, network, input_conf):
         if not os.path.isfile(path):
             raise UsageError(f"--images: there is no file {path}")
     source = image_source_of_rows(rows, os.sep, None, network.num_classes, "--images")
-    with get_loader(source, args, network, input_conf, num_workers=0, strict=True) as loader:
+    with get_loader(source, args, network, input_conf, num_workers=0, strict_data=True) as loader:
         return [data for data, _, _ in loader]
 
 
@@ -334,7 +284,7 @@ def compare_training(args, base, shapes, input_conf, contexts, batches, outputs)
     return report, predict
 
 
-def compare(args):
+def compare(args: ComparisonOptions, contexts: list) -> dict:
     """Carry out the whole comparison; return the report, a dictionary for JSON.
 
     Raises
@@ -342,7 +292,6 @@ def compare(args):
     GloReError
         If a checkpoint or image cannot be read, or is nothing to compare with.
     """
-    contexts = arguments.devices(args.gpus)
     checkpoint = read_checkpoint(args.checkpoint, args.root, args.epoch)
     network = find_network(checkpoint, args.network)
     if args.crop_size is not None:
@@ -555,13 +504,13 @@ def markdown(report):
 
 def main(argv=None):
     """Compare as the command line says; returns the exit code."""
-    args = get_parser().parse_args(argv)
-    if bool(args.source) == bool(args.checkpoint):
+    options = parse(CompareOptions(), argv, (__doc__ or "").split("\n\n")[0])
+    args = options.comparison
+    if not args.checkpoint:
         raise UsageError("name one checkpoint: --checkpoint PREFIX, TAR or NAME")
-    args.checkpoint = args.checkpoint or args.source
     with log_to(None):
         try:
-            report = compare(args)
+            report = compare(args, contexts_of(options.devices))
         except GloReError as error:
             raise NotCompared(str(error)) from error
         text = markdown(report)

@@ -62,6 +62,7 @@ class NetworkOptions(ArchitectureOptions):
         "released network; without a value gluoncv's for this network; a 2D network's kernels are "
         "inflated for a 3D one",
         metavar="FILE|NAME",
+        const="zoo",
     )
     fresh_units: bool = option(
         False, "units and context blocks that --pretrained lacks start afresh"

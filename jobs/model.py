@@ -1,0 +1,291 @@
+"""A network with its weights and with what its checkpoint says of it: how jobs open a checkpoint.
+
+What is not asked for is taken from the checkpoint's manifest, then from the graph beside the
+weights, then from the names and shapes of the weights themselves. :attr:`Model.origin` says which.
+"""
+
+import dataclasses
+import logging
+import os
+from typing import Any, Optional
+
+import numpy as np
+
+from checkpoint import graph, manifest, paths
+from checkpoint.params import CheckpointError, check, param_shapes
+from glore_common import UsageError
+from mxnet_compat import mx
+from network.block import build_block
+from network.builder import InputConf, get_spec, get_symbol, logits
+from network.identify import identify_network
+from network.pretrained import locate, read_source
+from network.specs import MEAN, STD
+
+LOGGER = logging.getLogger("glore")
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelFacts:
+    """What a checkpoint says of its network, so that nothing has to be guessed when it is used.
+
+    Attributes
+    ----------
+    task
+        'video' or 'image'.
+    network
+        Name of the row; None for a graph of its own.
+    overrides
+        Keywords of ``get_symbol``.
+    num_classes
+        Width of the classifier.
+    class_names
+        In the order of the classes, where they are known.
+    data_shape
+        Of one input: (3, h, w) or (3, frames, h, w).
+    mean, std
+        RGB on the scale 0..1: the network reads (pixel - mean) / std.
+    resize
+        Shorter side before a centre crop.
+    frame_interval
+        Frames from one of a clip to the next, in validation.
+    """
+
+    task: str
+    network: Optional[str]
+    overrides: dict[str, Any]
+    num_classes: int
+    class_names: Optional[list[str]]
+    data_shape: tuple[int, ...]
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    resize: Optional[int] = None
+    frame_interval: Optional[int] = None
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return what a manifest holds under ``model``."""
+        inputs = {
+            "data_shape": list(self.data_shape),
+            "mean": list(self.mean),
+            "std": list(self.std),
+            "resize": self.resize,
+            "frame_interval": self.frame_interval,
+        }
+        return {
+            "task": self.task,
+            "network": self.network,
+            "overrides": self.overrides,
+            "num_classes": self.num_classes,
+            "class_names": None if self.class_names is None else list(self.class_names),
+            "input": inputs,
+        }
+
+    @classmethod
+    def from_dict(cls, content: dict[str, Any], where: str) -> "ModelFacts":
+        """Return the facts of :meth:`as_dict`.
+
+        Raises
+        ------
+        CheckpointError
+            If something is missing; ``where`` names the manifest.
+        """
+        try:
+            inputs = content["input"]
+            return cls(
+                content["task"],
+                content["network"],
+                dict(content["overrides"]),
+                int(content["num_classes"]),
+                content["class_names"],
+                tuple(inputs["data_shape"]),
+                tuple(inputs["mean"]),
+                tuple(inputs["std"]),
+                inputs["resize"],
+                inputs["frame_interval"],
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise CheckpointError(
+                f"{where} does not describe its network as this version expects ({error!r})"
+            ) from error
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """A network with its weights.
+
+    Attributes
+    ----------
+    symbol
+        Ends in a SoftmaxOutput.
+    arg_params, aux_params
+        Name to array.
+    facts
+        What is known of it.
+    path
+        The file that the weights were read from.
+    options
+        The training's options by group; empty where there is no manifest.
+    origin
+        Where the facts come from, for the log.
+    """
+
+    symbol: mx.sym.Symbol
+    arg_params: dict
+    aux_params: dict
+    facts: ModelFacts
+    path: str
+    options: dict[str, dict[str, Any]]
+    origin: str
+
+    def takes(self, data_shape: tuple[int, ...]) -> bool:
+        """Return whether the weights fit the graph for inputs of this shape."""
+        try:
+            args, auxs = param_shapes(logits(self.symbol), {"data": (1, *data_shape)})
+        except UsageError:
+            return False
+        params = {**self.arg_params, **self.aux_params}
+        return all(tuple(params[name].shape) == shape for name, shape in {**args, **auxs}.items())
+
+    def block(self, contexts: list) -> mx.gluon.Block:
+        """Return the network as a block that gives logits (n, classes), for prediction."""
+        return build_block(
+            self.symbol,
+            InputConf(self.facts.data_shape, self.facts.mean, self.facts.std),
+            ctx=contexts,
+            params=(self.arg_params, self.aux_params),
+            output=logits(self.symbol).name,
+            training=False,
+        )
+
+
+def _classes_of(arg_params: dict, where: str) -> int:
+    """Return the number of classes that a file's classifier has."""
+    for name in ("classifier_bias", "fc6_bias"):
+        if name in arg_params:
+            return len(arg_params[name])
+    raise CheckpointError(f"{where} has no classifier: it holds no classifier_bias")
+
+
+def _facts_of_row(
+    network: str, overrides: dict[str, Any], num_classes: int, crop_size: Optional[int]
+) -> ModelFacts:
+    """Return what the table says of a network."""
+    sizes = {} if crop_size is None else {"crop_size": crop_size}
+    _, conf = get_symbol(network, num_classes, **{**overrides, **sizes})
+    task = "video" if len(conf.data_shape) == 4 else "image"
+    name = get_spec(network).name
+    return ModelFacts(
+        task, name, overrides, num_classes, None, conf.data_shape, conf.mean, conf.std
+    )
+
+
+def _from_table(text: str, epoch: Optional[int], facts: ModelFacts, options, origin) -> Model:
+    """Return the weights of ``text`` in this project's own graph of the network in ``facts``."""
+    size = facts.data_shape[-1]
+    overrides = {**facts.overrides, "crop_size": size}
+    if facts.task == "video":
+        overrides["clip_length"] = facts.data_shape[1]
+    symbol, _ = get_symbol(facts.network, facts.num_classes, **overrides)
+    arg_params, aux_params, path = read_source(text, symbol, epoch)
+    check(symbol, arg_params, aux_params, {"data": (1, *facts.data_shape)}, where=path)
+    return Model(symbol, arg_params, aux_params, facts, path, options, origin)
+
+
+def _from_graph(text: str, epoch: Optional[int], crop_size: Optional[int]) -> Model:
+    """Return the weights of ``text`` in the graph beside them."""
+    found = paths.find(text, epoch)
+    symbol, arg_params, aux_params = graph.load(text, epoch)
+    side = crop_size or 224
+    shape = (3, side, side)
+    for name in ("classifier_bias", "fc6_bias"):
+        if name in arg_params:
+            classes = arg_params[name].shape[0]
+            break
+    else:
+        classes = logits(symbol).infer_shape(data=(1, *shape))[1][0][1]
+    facts = ModelFacts("image", None, {}, classes, None, shape, MEAN, STD)
+    origin = "the graph beside the weights, GloRe's mean and std"
+    return Model(symbol, arg_params, aux_params, facts, found.params, {}, origin)
+
+
+def open_model(
+    weights: str,
+    epoch: Optional[int] = None,
+    network: Optional[str] = None,
+    overrides: Optional[dict[str, Any]] = None,
+    crop_size: Optional[int] = None,
+    clip_length: Optional[int] = None,
+) -> Model:
+    """Read a checkpoint, and find out what network it is of.
+
+    Parameters
+    ----------
+    weights
+        ``TASK_ep`` or another prefix (its newest epoch), ``.params``, ``.pth``, or the name of a
+        released network.
+    epoch
+        Of a prefix.
+    network
+        Its row; by default what the manifest says, else the graph beside the weights, else what
+        names and shapes show.
+    overrides
+        Keywords of ``get_symbol``, beside those of the manifest unless ``network`` is given.
+    crop_size, clip_length
+        Of the input, instead of the training's.
+
+    Raises
+    ------
+    CheckpointError
+        If it cannot be read, or does not fit.
+    UsageError
+        If overrides are given for a graph that cannot be changed, or nothing tells the network.
+    """
+    text = locate(weights)
+    overrides = dict(overrides or {})
+    found = paths.find(text, epoch)
+    content = manifest.read_beside(found.params)
+    options = {} if content is None else content.get("options", {})
+    if network is None and content is not None and "model" in content:
+        facts = ModelFacts.from_dict(content["model"], found.params)
+        facts = dataclasses.replace(facts, overrides={**facts.overrides, **overrides})
+        origin = f"{os.path.basename(found.manifest)}, its manifest"
+    elif network is not None:
+        arg_params, _, _ = read_source(text, get_symbol(network, **overrides)[0], epoch)
+        classes = _classes_of(arg_params, found.params)
+        facts = _facts_of_row(network, overrides, classes, crop_size)
+        origin = f"the table's row of {facts.network}"
+    elif os.path.exists(found.symbol):
+        if overrides:
+            flags = ", ".join(f"--{name.replace('_', '-')}" for name in overrides)
+            raise UsageError(
+                f"{flags} changes a network of this project: give --network too, or leave it out "
+                "to use the graph beside the weights"
+            )
+        return _from_graph(text, epoch, crop_size)
+    else:
+        facts = _identified(text, epoch, overrides, crop_size)
+        origin = f"names and shapes of its parameters, which are those of {facts.network}"
+    shape = facts.data_shape
+    if crop_size is not None:
+        shape = (*shape[:-2], crop_size, crop_size)
+    if clip_length is not None and len(shape) == 4:
+        shape = (shape[0], clip_length, *shape[2:])
+    facts = dataclasses.replace(facts, data_shape=shape)
+    return _from_table(text, epoch, facts, options, origin)
+
+
+def _identified(
+    text: str, epoch: Optional[int], overrides: dict[str, Any], crop_size: Optional[int]
+) -> ModelFacts:
+    """Return the facts of the network that a file's names and shapes are those of."""
+    arg_params, aux_params, path = read_source(text, None, epoch)
+    shapes = {name: np.shape(value) for name, value in {**arg_params, **aux_params}.items()}
+    try:
+        found = identify_network(shapes, where=path)
+    except CheckpointError as error:
+        raise UsageError(
+            f"{path} has neither a manifest nor a graph beside it, and its network is not "
+            f"recognised ({error}): name its network with --network"
+        ) from error
+    return _facts_of_row(
+        found.network, {**found.overrides, **overrides}, _classes_of(arg_params, path), crop_size
+    )

@@ -1,0 +1,412 @@
+"""The options of each job: groups that the rooms declare, with the job's own defaults."""
+
+import dataclasses
+from typing import ClassVar, Optional
+
+from data.common.options import PixelOptions
+from data.image.options import ImageOptions, ImageTestOptions
+from data.video.options import ClipOptions, ClipTestOptions
+from dataset.cub200 import MEAN as CUB_MEAN
+from dataset.cub200 import STD as CUB_STD
+from glore_options import (
+    JobOptions,
+    Options,
+    count,
+    group,
+    number,
+    option,
+    positive_float,
+    positive_int,
+    seed,
+)
+from network.options import ArchitectureOptions, NetworkOptions
+from train.options import (
+    CheckpointOptions,
+    DeviceOptions,
+    LoggingOptions,
+    RunOptions,
+    ScheduleOptions,
+    TrainOptions,
+)
+
+
+@dataclasses.dataclass
+class TrainJobOptions(TrainOptions):
+    """What every training job has besides the loop's options."""
+
+    first: ClassVar = ("network", "source", "data", "pixels", "schedule")
+
+    network: NetworkOptions = group(NetworkOptions)
+    pixels: PixelOptions = group(PixelOptions)
+
+
+# --- videos ---------------------------------------------------------------------------------------
+
+
+def _foreign(instead: str) -> Optional[str]:
+    return option(None, f"accepted, without effect: {instead}", metavar="X", compare=False)
+
+
+@dataclasses.dataclass
+class ForeignOptions(Options):
+    """Upstream's options of torch.distributed."""
+
+    title = "other"
+
+    backend: Optional[str] = _foreign("MXNet's key-value store takes its place")
+    world_size: Optional[str] = _foreign("run_dist.sh starts the workers of a distributed job")
+    dist_url: Optional[str] = _foreign("run_dist.sh starts the workers of a distributed job")
+
+
+@dataclasses.dataclass
+class KineticsOptions(TrainJobOptions):
+    """Options of ``train_kinetics.py``; what is None is the data set's."""
+
+    network: NetworkOptions = group(NetworkOptions, network="RESNET50_GLORE")
+    data: ClipOptions = group(ClipOptions)
+    schedule: ScheduleOptions = group(
+        ScheduleOptions, lr_base=None, lr_schedule=None, lr_steps=None, warmup_steps=None
+    )
+    run: RunOptions = group(RunOptions, epoch_div_factor=None)
+    foreign: ForeignOptions = group(ForeignOptions)
+
+
+# --- images ---------------------------------------------------------------------------------------
+
+SOURCES = ("files", "folder", "cub200", "demo")
+
+
+@dataclasses.dataclass
+class ImageSourceOptions(Options):
+    """Which images are trained on, validated on and tested on."""
+
+    title = "source of the images"
+
+    dataset: str = option(
+        "files",
+        "files: --data-train, --data-val or --folder; folder: --data-root is a folder of classes, "
+        "or holds train/ and perhaps val/ and test/; cub200: CUB-200-2011; demo: made-up images",
+        choices=SOURCES,
+    )
+    data_root: Optional[str] = option(
+        None,
+        "cub200: CUB_200_2011 or the folder that holds it (default: ./dataset); folder: see "
+        "--dataset",
+        metavar="DIR",
+        compare=False,
+    )
+    folder: Optional[str] = option(
+        None, "holds train/ and val/, folders of classes", metavar="DIR", compare=False
+    )
+    data_train: Optional[str] = option(
+        None, "a .rec file of im2rec, or a folder of classes", metavar="PATH"
+    )
+    data_val: Optional[str] = option(
+        None, "the same for validation (may be absent)", metavar="PATH"
+    )
+    data_train_idx: Optional[str] = option(
+        None,
+        "the .idx file, which must lie beside its .rec file",
+        metavar="FILE",
+        compare=False,
+    )
+    data_val_idx: Optional[str] = option(
+        None,
+        "the .idx file, which must lie beside its .rec file",
+        metavar="FILE",
+        compare=False,
+    )
+    num_classes: Optional[int] = option(
+        None,
+        "(default: counted in the training data, which for a .rec file takes a pass over it)",
+        kind=positive_int,
+    )
+    num_examples: Optional[int] = option(
+        None,
+        "compared with what the training data hold, which is what counts",
+        kind=positive_int,
+        compare=False,
+    )
+    val_fraction: float = option(
+        0.1,
+        "part of the training images, of each class, that the epoch is chosen on, where the data "
+        "have no such part",
+        kind=number(float, high=0.9, above=0.0),
+    )
+    test_fraction: float = option(
+        0.2,
+        "part of a folder of classes without test/ that is for testing",
+        kind=number(float, high=0.9, above=0.0),
+    )
+    split_seed: int = option(
+        0, "which images are held out; --random-seed does not change it", kind=count
+    )
+    select_on_test: bool = option(
+        False,
+        "train on all training images and choose the epoch on the test part, as a public "
+        "reproduction did: its accuracy is then too good",
+    )
+
+
+@dataclasses.dataclass
+class ImageTrainingOptions(Options):
+    """What training on images has beyond the loop's options."""
+
+    title = "training on images"
+
+    mixup: float = option(
+        0.0,
+        "blend pairs of images by shares of Beta(ALPHA, ALPHA); 0: off",
+        kind=number(float, 0.0),
+        metavar="ALPHA",
+    )
+    test_batch: Optional[int] = option(
+        None,
+        "images at a time in validation and testing (default: --batch-size)",
+        kind=positive_int,
+        compare=False,
+    )
+    no_decay_bn_bias: bool = option(
+        False,
+        "no weight decay of anything in a BatchNorm (by default its gamma decays, its beta and "
+        "biases do not: as MXNet's Module has it)",
+    )
+    zero_init_units: bool = option(
+        True,
+        "GloRe units start as the identity: the last BatchNorm's gamma is 0 where a unit ends in "
+        "one, else the last convolution's weight; residual blocks, which end in no BatchNorm, are "
+        "left alone",
+    )
+    top_k: int = option(
+        5,
+        "accepted: top-1 and top-5 are always reported",
+        choices=(0, 1, 5),
+        compare=False,
+    )
+    benchmark: bool = option(
+        False,
+        "time --max-steps steps (default: 20) on made-up images and write nothing",
+        compare=False,
+    )
+
+
+@dataclasses.dataclass
+class ImageJobOptions(TrainJobOptions):
+    """Options of the jobs that train on images."""
+
+    source: ImageSourceOptions = group(ImageSourceOptions)
+    data: ImageOptions = group(ImageOptions)
+    images: ImageTrainingOptions = group(ImageTrainingOptions)
+
+
+@dataclasses.dataclass
+class ImagenetOptions(ImageJobOptions):
+    """Options of ``train_imagenet.py``; the schedule's defaults are our choice."""
+
+    network: NetworkOptions = group(NetworkOptions, network="resnet50_w-glore_2-3")
+    schedule: ScheduleOptions = group(
+        ScheduleOptions, lr_base=0.1, lr_schedule=None, warmup_steps=None, optimizer="sgd"
+    )
+    run: RunOptions = group(RunOptions, end_epoch=100)
+
+
+@dataclasses.dataclass
+class ClassifierNetworkOptions(NetworkOptions):
+    """The network of ``train_classifier.py``: with units by the reproduction's names of stages."""
+
+    glore: Optional[str] = option(
+        "none",
+        "a GloRe unit behind the last block of the stage with 256 (res3), 512 (res4) channels of "
+        "a ResNet-18, or both (res3+res4); or places as in the other scripts",
+        metavar="none|res3|res4|res3+res4|UNITS",
+    )
+    insert_after: Optional[str] = option(
+        None,
+        "units behind these blocks instead, e.g. '4:1;5:1,2' for block 1 of conv4 and both of "
+        "conv5 (res3 is conv4, res4 is conv5)",
+        metavar="STAGE:BLOCK;...",
+    )
+
+
+@dataclasses.dataclass
+class ClassifierOutputOptions(Options):
+    """Where the classifier's files go, and testing alone."""
+
+    title = "output"
+
+    output_dir: Optional[str] = option(
+        None,
+        "of all that a run writes (default: ./exps/classifier/TASK_NAME)",
+        metavar="DIR",
+        compare=False,
+    )
+    evaluate: str = option(
+        "",
+        "do not train: test this checkpoint of an earlier run",
+        metavar="CHECKPOINT",
+        compare=False,
+    )
+
+
+@dataclasses.dataclass
+class ClassifierOptions(ImageJobOptions):
+    """Options of ``train_classifier.py``: those of a public reproduction on CUB-200-2011."""
+
+    network: NetworkOptions = group(
+        ClassifierNetworkOptions, network="resnet18_v1", num_node=16, fresh_units=True
+    )
+    source: ImageSourceOptions = group(ImageSourceOptions, dataset="cub200")
+    data: ImageOptions = group(ImageOptions, augmentation="crop", rotation=10.0, batch_size=32)
+    images: ImageTrainingOptions = group(ImageTrainingOptions, test_batch=32, zero_init_units=False)
+    pixels: PixelOptions = group(
+        PixelOptions,
+        rgb_mean=tuple(255 * value for value in CUB_MEAN),
+        rgb_std=tuple(255 * value for value in CUB_STD),
+    )
+    schedule: ScheduleOptions = group(
+        ScheduleOptions, lr_base=0.01, weight_decay=5e-4, optimizer="sgd"
+    )
+    run: RunOptions = group(RunOptions, end_epoch=10)
+    checkpoints: CheckpointOptions = group(CheckpointOptions, model_dir="", keep=1)
+    logging: LoggingOptions = group(LoggingOptions, log_frequency=10)
+    output: ClassifierOutputOptions = group(ClassifierOutputOptions)
+
+
+# --- testing --------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass
+class WeightsOptions(ArchitectureOptions):
+    """Which weights are tested, and in which network where they do not say so themselves."""
+
+    title = "checkpoint"
+
+    weights: Optional[str] = option(
+        None,
+        "checkpoint of a training (TASK_ep: its newest), .params, prefix, .pth, or the name of a "
+        "released network",
+        positional=True,
+        metavar="CHECKPOINT",
+    )
+    epoch: Optional[int] = option(None, "of a prefix (default: the newest)", kind=count)
+    model_root: str = option("./exps/models", "folder of --model-subpath")
+    model_subpath: str = option("", "upstream's name of the weights: a file in --model-root")
+
+
+@dataclasses.dataclass
+class EvaluationDataOptions(ClipTestOptions, ImageTestOptions):
+    """What is tested on; nothing given: what the training validated on, or its test part."""
+
+    title = "data"
+
+    dataset: Optional[str] = option(None, "of videos (default: the training's)")
+    data_root: Optional[str] = option(None, "folder of the data set (default: the training's)")
+    split: Optional[int] = option(
+        None, "official split of UCF101, HMDB51 (default: the training's)", kind=positive_int
+    )
+    rec: Optional[str] = option(None, "images: .rec file of im2rec", metavar="FILE")
+    folder: Optional[str] = option(None, "images: folder of classes", metavar="DIR")
+    crops: Optional[str] = option(
+        None,
+        "clips: centre, spatial (3 along the longer side), mixed (the centre and random ones); "
+        "images: centre, ten (corners and centre, also mirrored), full (the whole image) "
+        "(default: centre, or what fits --num-crops)",
+        choices=("centre", "spatial", "mixed", "ten", "full"),
+    )
+    max_samples: Optional[int] = option(
+        None,
+        "stop after so many videos or images",
+        kind=positive_int,
+        aliases=("--max-videos", "--max-images"),
+    )
+    random_seed: int = option(0, "of random crops", kind=seed)
+
+
+@dataclasses.dataclass
+class EvaluationOutputOptions(Options):
+    """Where results go."""
+
+    title = "output"
+
+    output: str = option(
+        "", "beginning of the names of the results (default: ./exps/results/…)", metavar="PREFIX"
+    )
+    per_class: str = option("", "write a table of the classes (CSV)", metavar="FILE")
+    log_file: str = option("", "log file (default: none)")
+    debug_mode: bool = option(False, "log more")
+
+
+@dataclasses.dataclass
+class EvaluateOptions(JobOptions):
+    """Options of ``evaluate.py``."""
+
+    network: WeightsOptions = group(WeightsOptions)
+    data: EvaluationDataOptions = group(EvaluationDataOptions)
+    pixels: PixelOptions = group(PixelOptions)
+    devices: DeviceOptions = group(DeviceOptions)
+    output: EvaluationOutputOptions = group(EvaluationOutputOptions)
+
+
+# --- comparison with the released weights -----------------------------------------------------------
+
+
+@dataclasses.dataclass
+class ComparisonOptions(Options):
+    """What is compared with what."""
+
+    title = "comparison"
+    exclusive = (("rec", "folder"),)
+
+    checkpoint: str = option(
+        "",
+        "PREFIX-symbol.json with PREFIX-NNNN.params, a tar of them, or the name of a released "
+        "network",
+        positional=True,
+        metavar="PREFIX|TAR|NAME",
+    )
+    epoch: Optional[int] = option(None, "of a PREFIX (default: the newest)", kind=count)
+    network: Optional[str] = option(
+        None, "name in the table of networks (default: found from the parameters)"
+    )
+    root: Optional[str] = option(None, "of downloads (default: the cache)", metavar="FOLDER")
+    images: tuple[str, ...] = option(
+        (), "run on these, not on random data", kind=str, several=True, metavar="FILE"
+    )
+    crop_size: Optional[int] = option(
+        None, "side of the input in pixels (default: the network's)", kind=positive_int
+    )
+    tolerance: float = option(
+        1e-5,
+        "largest difference of logits that is equal, as a share of the largest logit",
+        kind=positive_float,
+    )
+    batch_size: int = option(8, "inputs at a time", kind=positive_int)
+    seed: int = option(0, "of the random data", kind=count)
+    rec: Optional[str] = option(
+        None, "accuracy: validation images packed by im2rec", metavar="FILE"
+    )
+    folder: Optional[str] = option(
+        None, "accuracy: validation images, a folder per class", metavar="FOLDER"
+    )
+    resize: int = option(256, "shorter side before the crop", kind=positive_int)
+    max_images: Optional[int] = option(None, "stop after so many", kind=positive_int)
+    num_workers: Optional[int] = option(None, "decoding processes", kind=count)
+    ours: Optional[str] = option(
+        None,
+        "checkpoint of your own training, to be compared with the released one",
+        metavar="PREFIX",
+    )
+    ours_epoch: Optional[int] = option(None, "of --ours (default: the newest)", kind=count)
+    output: str = option(
+        "",
+        "of PREFIX.md and PREFIX.json (default: ./exps/results/compare_CHECKPOINT)",
+        metavar="PREFIX",
+    )
+
+
+@dataclasses.dataclass
+class CompareOptions(JobOptions):
+    """Options of ``compare_released.py``."""
+
+    comparison: ComparisonOptions = group(ComparisonOptions)
+    devices: DeviceOptions = group(DeviceOptions)
