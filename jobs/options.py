@@ -347,7 +347,7 @@ class EvaluateOptions(JobOptions):
     output: EvaluationOutputOptions = group(EvaluationOutputOptions)
 
 
-# --- comparison with the released weights -----------------------------------------------------------
+# --- comparison with the released weights ---------------------------------------------------------
 
 
 @dataclasses.dataclass
