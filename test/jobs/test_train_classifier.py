@@ -12,8 +12,12 @@ import pytest
 from data.image.source import SourceError
 from dataset import prepare_demo_images
 from glore_common import GloReError, UsageError
-from jobs import train_classifier
-from jobs.train_classifier import get_folder_sources, get_parser, get_sources, main, settle
+from glore_options import parse as parse_options
+from jobs import evaluate, run, train_classifier
+from jobs.options import ClassifierOptions
+from jobs.sources import open_parts
+from jobs.train_classifier import main, settle
+from network import get_symbol
 from network.pretrained import read_params
 
 SLIM = "resnet18_v1_slim"
@@ -83,7 +87,7 @@ def small(monkeypatch, tmp_path):
 
 @pytest.fixture
 def no_pictures(monkeypatch):
-    monkeypatch.setattr(train_classifier, "plot_confusion", lambda *_: None)
+    monkeypatch.setattr(evaluate, "plot_confusion", lambda *_: None)
     monkeypatch.setattr(train_classifier, "plot_metric", lambda *_: None)
 
 
@@ -100,9 +104,13 @@ def train(*more, epochs=1):
 
 
 def parse(*more):
-    args = get_parser().parse_args(options(*more))
-    settle(args)
-    return args
+    result = parse_options(ClassifierOptions(), options(*more), "Trains.")
+    settle(result)
+    return result
+
+
+def parts_of(*more):
+    return open_parts(parse(*more).source)
 
 
 def results_in(path):
@@ -119,7 +127,7 @@ def test_cub_trains_and_leaves_what_it_promises(whole_cub, caplog):
     where = ("--dataset", "cub200", "--data-root", whole_cub.parent)
     recipe = ("--glore", "res4", "--nodes", 4, "--lr", 0.05, "--train-batch", 100)
     train(*where, *recipe, "--output-dir", "out", epochs=3)
-    assert "600 images to train, 200 to choose the epoch, 200 to test, 200 classes" in caplog.text
+    assert "600 images to train, 200 to validate, 200 to test, 200 classes" in caplog.text
     history = rows_of("out/cub200_resnet18_v1_slim_res4_history.csv")
     losses = [float(row["train_loss"]) for row in history]
     assert losses[-1] < 0.9 * losses[0]
@@ -151,7 +159,7 @@ def test_evaluate_repeats_the_test_and_takes_the_checkpoints_own_graph(folder, n
     again = results_in(f"again/{stem}_test.json")
     for name in ("loss", "top1", "count"):
         assert again[name] == pytest.approx(trained[name])
-    with pytest.raises(UsageError, match=r"there is no file nothing\.params"):
+    with pytest.raises(GloReError, match="there is neither a file nothing nor a checkpoint"):
         train(*where, "--evaluate", "nothing")
     (folder / "class_0").rename(folder.parent / "elsewhere")
     with pytest.raises(UsageError, match=r"has 3 classes, .*birds has 2: give the --dataset"):
@@ -176,7 +184,7 @@ def test_demo_learns_from_its_three_folders(tmp_path, no_pictures, caplog):
     prepare_demo_images(tmp_path, 12, 2, 2, jobs=1)
     demo = ("--dataset", "demo", "--data-root", tmp_path, "--glore", "res4", "--lr", 0.04)
     train(*demo, "--task-name", "job", epochs=4)
-    assert "96 images to train, 16 to choose the epoch, 16 to test, 8 classes" in caplog.text
+    assert "96 images to train, 16 to validate, 16 to test, 8 classes" in caplog.text
     losses = [float(row["train_loss"]) for row in rows_of("exps/classifier/job/job_history.csv")]
     assert losses[-1] < losses[0]
     assert results_in("exps/classifier/job/test.json")["count"] == 16
@@ -233,7 +241,7 @@ def test_label_out_of_range(cub):
 
 def test_unreadable_images_are_named_and_left_out(folder, no_pictures, caplog):
     where = ("--dataset", "folder", "--data-root", folder, "--train-batch", 7)
-    _, _, test = get_sources(parse(*where))
+    test = parts_of(*where).test
     bad = test.name(0)
     with open(bad, "wb") as stream:
         stream.write(b"no image")
@@ -252,16 +260,16 @@ def names_of(source):
 
 def test_the_parts_of_a_folder_of_classes(folder):
     where = ("--dataset", "folder", "--data-root", str(folder))
-    train, val, test = get_sources(parse(*where))
+    train, val, test = parts_of(*where)
     assert [len(part.samples) for part in (train, val, test)] == [21, 3, 6]
     parts = [names_of(part) for part in (train, val, test)]
     assert len(set.union(*parts)) == 30
     assert train.class_names == test.class_names == ("class_0", "class_1", "class_2")
     # --seed is of the training, not of the division.
-    assert names_of(get_sources(parse(*where, "--seed", 5))[2]) == parts[2]
-    assert names_of(get_sources(parse(*where, "--split-seed", 5))[2]) != parts[2]
-    all_but_test, none, same = get_sources(parse(*where, "--select-on-test"))
-    assert none is None
+    assert names_of(parts_of(*where, "--seed", 5).test) == parts[2]
+    assert names_of(parts_of(*where, "--split-seed", 5).test) != parts[2]
+    all_but_test, chosen_on, same = parts_of(*where, "--select-on-test")
+    assert chosen_on is same
     assert names_of(same) == parts[2]
     assert names_of(all_but_test) == parts[0] | parts[1]
 
@@ -273,73 +281,82 @@ def test_folders_of_their_own_are_used_as_they_are(folder, tmp_path):
     for part, labels in (("val", (0, 1, 2)), ("test", (0, 2))):
         for label in labels:
             write_picture(root / part / f"class_{label}" / "x.jpg", label, 99)
-    args = parse("--dataset", "folder", "--data-root", str(root))
-    train, val, test = get_folder_sources(args)
+    where = ("--dataset", "folder", "--data-root", str(root))
+    train, val, test = parts_of(*where)
     assert [len(part.samples) for part in (train, val, test)] == [30, 3, 2]
     assert [label for _, label in test.samples] == [0, 2]
     assert test.num_classes == 3
     (root / "val").rename(root / "unused")
-    train, val, _ = get_folder_sources(args)
+    train, val, _ = parts_of(*where)
     assert [len(part.samples) for part in (train, val)] == [27, 3]
 
 
 def test_too_few_images_to_hold_some_out(tmp_path):
     write_picture(tmp_path / "birds" / "one" / "x.jpg", 0, 0)
-    args = parse("--dataset", "folder", "--data-root", tmp_path / "birds")
     with pytest.raises(GloReError, match=r"too few images .* for the test part.*birds/test"):
-        get_sources(args)
+        parts_of("--dataset", "folder", "--data-root", tmp_path / "birds")
 
 
 def test_select_on_test_says_so(whole_cub, no_pictures, caplog):
     train("--data-root", whole_cub, "--select-on-test", "--train-batch", 100, "--max-steps", 1)
     assert "--select-on-test: the epoch is chosen on the test part" in caplog.text
-    assert "800 images to train, 200 to choose the epoch (the test part), 200 to" in caplog.text
+    assert "800 images to train, 200 to validate (the test part), 200 to" in caplog.text
 
 
 def test_the_reproductions_options_mean_what_they_did():
-    args = get_parser().parse_args(
-        [
-            *("--gpu-id=", "--seed=7", "--dataset=cub200", "--lr=0.01", "--epochs=12"),
-            *("--workers", "3", "--train-batch", "16", "--test-batch", "8", "--schedule", "6", "8"),
-            *("--gamma", "0.2", "--momentum", "0.8", "--weight-decay", "1e-3"),
-            *("--net-type", "resnet34_v1", "--glore", "res3"),
-        ]
-    )
+    words = [
+        *("--gpu-id=", "--seed=7", "--dataset=cub200", "--lr=0.01", "--epochs=12"),
+        *("--workers", "3", "--train-batch", "16", "--test-batch", "8", "--schedule", "6", "8"),
+        *("--gamma", "0.2", "--momentum", "0.8", "--weight-decay", "1e-3"),
+        *("--net-type", "resnet34_v1", "--glore", "res3"),
+    ]
+    args = parse_options(ClassifierOptions(), words, "Trains.")
     settle(args)
-    assert (args.gpus, args.random_seed, args.end_epoch, args.num_workers) == ((), 7, 12, 3)
-    assert (args.batch_size, args.test_batch, args.lr_base) == (16, 8, 0.01)
-    assert (list(args.lr_step_epochs), args.lr_factor) == ([6, 8], 0.2)
-    assert (args.momentum, args.weight_decay, args.network) == (0.8, 1e-3, "resnet34_v1")
-    assert args.glore == {4: (6,)}
-    assert (args.crop_size, args.resize, args.rotation, args.flip) == (224, 256, 10.0, True)
-    defaults = get_parser().parse_args([])
-    assert (defaults.end_epoch, defaults.batch_size, defaults.weight_decay) == (10, 32, 5e-4)
-    assert (defaults.momentum, defaults.lr_base, defaults.num_node) == (0.9, 0.01, 16)
+    assert (args.devices.gpus, args.run.random_seed, args.run.end_epoch) == ((), 7, 12)
+    assert (args.data.batch_size, args.images.test_batch, args.data.num_workers) == (16, 8, 3)
+    recipe = args.schedule
+    assert (recipe.lr_step_epochs, recipe.lr_factor, recipe.lr_base) == ((6, 8), 0.2, 0.01)
+    assert (recipe.momentum, recipe.weight_decay) == (0.8, 1e-3)
+    assert (args.network.network, args.network.glore) == ("resnet34_v1", "4:6")
+    assert (args.data.crop_size, args.data.resize, args.data.rotation) == (224, 256, 10.0)
+    assert args.data.flip
+    mean, std = args.pixels.normalisation((0, 0, 0), (1, 1, 1))
+    assert mean == pytest.approx((0.4707, 0.4601, 0.4549), abs=1e-12)
+    assert std == pytest.approx((0.2767, 0.2760, 0.2850), abs=1e-12)
+    defaults = parse_options(ClassifierOptions(), [], "Trains.")
+    assert (defaults.run.end_epoch, defaults.data.batch_size) == (10, 32)
+    assert (defaults.schedule.momentum, defaults.schedule.lr_base) == (0.9, 0.01)
+    assert (defaults.schedule.weight_decay, defaults.network.num_node) == (5e-4, 16)
 
 
 @pytest.mark.parametrize(
-    ("given", "units", "normalize"),
+    ("given", "units", "normalize", "inside"),
     [
-        (("--glore", "res3"), {4: (2,)}, True),
-        (("--glore", "res4"), {5: (2,)}, True),
-        (("--glore", "res3+res4", "--normalize", "no"), {4: (2,), 5: (2,)}, False),
-        (("--glore", "res4", "--glore-flavour", "report"), {5: (2,)}, False),
-        (("--insert-after", "4:1;5:1,2"), "4:1;5:1,2", True),
-        ((), None, None),
+        (("--glore", "res3"), "4:2", True, {"conv4_B02"}),
+        (("--glore", "res4"), "5:2", True, {"conv5_B02"}),
+        (
+            ("--glore", "res3+res4", "--normalize", "no"),
+            "4:2;5:2",
+            False,
+            {"conv4_B02", "conv5_B02"},
+        ),
+        (("--glore", "res4", "--glore-flavour", "report"), "5:2", False, {"conv5_B02"}),
+        (
+            ("--insert-after", "4:1;5:1,2"),
+            "4:1;5:1,2",
+            True,
+            {"conv4_B01", "conv5_B01", "conv5_B02"},
+        ),
+        ((), "none", None, set()),
     ],
 )
-def test_where_units_sit(given, units, normalize):
-    args = parse(*given)
-    assert (args.glore, args.normalize) == (units, normalize)
-    overrides = train_classifier.glore_cli.network_overrides(args)
-    symbol, _ = train_classifier.get_symbol(SLIM, 8, **overrides)
-    inside = {name[:9] for name in symbol.list_arguments() if "_extra_" in name}
-    expected = {"4:1;5:1,2": {"conv4_B01", "conv5_B01", "conv5_B02"}}.get(
-        units if isinstance(units, str) else None
-    ) or {f"conv{stage}_B02" for stage in units or ()}
-    assert inside == expected
+def test_where_units_sit(given, units, normalize, inside):
+    network = parse(*given).network
+    assert (network.glore, network.normalize) == (units, normalize)
+    symbol, _ = get_symbol(SLIM, 8, **network.overrides())
+    assert {name[:9] for name in symbol.list_arguments() if "_extra_" in name} == inside
     zero_initialised = any("blocker" in name for name in symbol.list_arguments())
-    assert zero_initialised == (units is not None and "report" not in given)
+    assert zero_initialised == (bool(inside) and "report" not in given)
 
 
 @pytest.mark.parametrize(
@@ -359,10 +376,10 @@ def test_mistakes_are_found_at_once(given, says):
 
 
 def test_pretrained_without_a_value_means_the_zoo(monkeypatch):
-    monkeypatch.setattr(train_classifier, "zoo_weights", lambda name: f"/zoo/{name}.params")
-    assert parse("--pretrained", "--seed", "0").pretrained == f"/zoo/{SLIM}.params"
-    assert parse("--pretrained", "mine.params").pretrained == "mine.params"
-    assert parse().pretrained == ""
+    monkeypatch.setattr(run, "zoo_weights", lambda name: f"/zoo/{name}.params")
+    assert parse("--pretrained", "--seed", "0").network.pretrained == f"/zoo/{SLIM}.params"
+    assert parse("--pretrained", "mine.params").network.pretrained == "mine.params"
+    assert parse().network.pretrained == ""
 
 
 def test_starts_from_a_bare_networks_weights(folder, no_pictures, caplog):

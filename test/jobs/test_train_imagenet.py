@@ -10,13 +10,17 @@ import pytest
 from image_runs import CLASSES, NETWORK, add_tiny_network, write_images
 
 from glore_common import UsageError
-from jobs import run as glore_cli
+from glore_options import parse as parse_options
 from jobs import train_imagenet
-from jobs.train_imagenet import get_network, get_parser, main, settle
+from jobs.options import ImagenetOptions
+from jobs.run import Run
+from jobs.train_image import get_network
+from jobs.train_imagenet import main, settle
 from mxnet_compat import mx
 from network.builder import get_symbol
 from network.pretrained import load, read_params
 from train.optimizer import NesterovSGD, make_optimizer
+from train.schedule import schedule_for
 from train.workers import Group
 
 
@@ -61,10 +65,15 @@ def assert_same(first, second):
         np.testing.assert_array_equal(value, second[name], err_msg=name)
 
 
-def parse(*options):
-    args = get_parser().parse_args(["--network", NETWORK, *options])
-    settle(args)
-    return args
+def parse(*words):
+    options = parse_options(ImagenetOptions(), ["--network", NETWORK, *words], "Trains.")
+    settle(options)
+    return options
+
+
+def network_of(options):
+    block, _ = get_network(options, Run(options, Group(), [mx.cpu()], None), 3)
+    return block
 
 
 def test_learns_from_a_folder(images, caplog):
@@ -173,27 +182,27 @@ def test_benchmark_divides_by_the_timed_steps_alone(monkeypatch):
 
 
 def test_mxnets_command_line_means_what_it_says():
-    args = get_parser().parse_args(
-        [
-            *("--network", NETWORK, "--gpus", "0,1", "--kv-store", "local", "--batch-size", "64"),
-            *("--lr", "0.2", "--lr-factor", "0.5", "--lr-step-epochs", "30,60", "--wd", "0.001"),
-            *("--mom", "0.8", "--model-prefix", "a/b/net", "--load-epoch", "3"),
-            *("--num-epochs", "90", "--disp-batches", "20", "--data-train", "t.rec"),
-            *("--data-val", "v.rec", "--data-train-idx", "t.idx", "--rgb-mean", "123.68,116,103"),
-            *("--rgb-std", "58", "--image-shape", "3,96,96", "--num-classes", "10"),
-            *("--num-examples", "1000", "--top-k", "5", "--warmup-epochs", "2"),
-        ]
+    options = parse(
+        *("--gpus", "0,1", "--kv-store", "local", "--batch-size", "64"),
+        *("--lr", "0.2", "--lr-factor", "0.5", "--lr-step-epochs", "30,60", "--wd", "0.001"),
+        *("--mom", "0.8", "--model-prefix", "a/b/net", "--load-epoch", "3"),
+        *("--num-epochs", "90", "--disp-batches", "20", "--data-train", "t.rec"),
+        *("--data-val", "v.rec", "--data-train-idx", "t.idx", "--rgb-mean", "123.68,116,103"),
+        *("--rgb-std", "58", "--image-shape", "3,96,96", "--num-classes", "10"),
+        *("--num-examples", "1000", "--top-k", "5", "--warmup-epochs", "2"),
     )
-    settle(args)
-    assert (args.lr_base, args.lr_factor, args.lr_step_epochs) == (0.2, 0.5, (30.0, 60.0))
-    assert (args.lr_schedule, args.momentum, args.weight_decay) == ("step", 0.8, 0.001)
-    assert (args.model_dir, args.task_name, args.resume_epoch) == ("a/b", "net", 3)
-    assert (args.end_epoch, args.log_frequency, args.crop_size) == (90, 20, 96)
-    assert (args.gpus, args.kv_store, args.warmup_steps) == ((0, 1), "local", 0)
-    mean, std = glore_cli.normalisation(args, Own)
+    recipe, checkpoints = options.schedule, options.checkpoints
+    assert (recipe.lr_base, recipe.lr_factor, recipe.lr_step_epochs) == (0.2, 0.5, (30.0, 60.0))
+    assert (recipe.lr_schedule, recipe.momentum, recipe.weight_decay) == ("step", 0.8, 0.001)
+    assert (checkpoints.model_dir, checkpoints.task_name) == ("a/b", "net")
+    assert checkpoints.resume_epoch == 3
+    assert (options.run.end_epoch, options.logging.log_frequency) == (90, 20)
+    assert (options.data.crop_size, options.data.num_workers) == (96, None)
+    assert (options.devices.gpus, options.devices.kv_store) == ((0, 1), "local")
+    mean, std = options.pixels.normalisation(*OWN)
     assert mean == pytest.approx((123.68 / 255, 116 / 255, 103 / 255))
     assert std == pytest.approx((58 / 255,) * 3)
-    schedule = glore_cli.get_schedule(args, 100)
+    schedule = schedule_for(options, 100, 1)
     assert schedule(3000) == pytest.approx(0.2)
     assert schedule(3001) == pytest.approx(0.1)
     assert schedule(6001) == pytest.approx(0.05)
@@ -201,36 +210,32 @@ def test_mxnets_command_line_means_what_it_says():
     assert schedule(100) == pytest.approx(0.2 * (1 + 9 * 0.5) / 10)
 
 
-class Own:
-    """Own figures of a network."""
-
-    mean, std = (0.1, 0.2, 0.3), (0.4, 0.5, 0.6)
+# A network's own mean and std.
+OWN = (0.1, 0.2, 0.3), (0.4, 0.5, 0.6)
 
 
 def test_normalisation_is_the_networks_own_unless_given():
-    assert glore_cli.normalisation(parse("--benchmark"), Own) == (
-        (0.1, 0.2, 0.3),
-        (0.4, 0.5, 0.6),
-    )
-    _, std = glore_cli.normalisation(parse("--benchmark", "--scale", "0.0167"), Own)
+    assert parse("--benchmark").pixels.normalisation(*OWN) == OWN
+    _, std = parse("--benchmark", "--scale", "0.0167").pixels.normalisation(*OWN)
     assert std == pytest.approx((1 / (0.0167 * 255),) * 3)
 
 
 def test_the_default_schedule_is_a_cosine_after_warm_up():
-    args = parse("--benchmark", "--batch-size", "32")
-    schedule = glore_cli.get_schedule(args, 10)
-    assert (args.lr_schedule, args.warmup_epochs, args.optimizer) == ("cosine", 5.0, "sgd")
+    options = parse("--benchmark", "--batch-size", "32")
+    schedule = schedule_for(options, 10, 1)
+    recipe = options.schedule
+    assert (recipe.lr_schedule, recipe.warmup_epochs, recipe.optimizer) == ("cosine", 5.0, "sgd")
     assert schedule(50) == pytest.approx(0.1)
     assert schedule(25) == pytest.approx(0.1 * (1 + 9 * 0.5) / 10)
     assert schedule(525) == pytest.approx(0.05)
     assert schedule(1000) == pytest.approx(0.0, abs=1e-9)
     # Epochs count passes, also where a step takes several batches and an epoch is half a pass.
-    args = parse(
-        "--benchmark", "--batch-size", "32", "--accumulate", "4", "--epoch-div-factor", "2"
+    options = parse(
+        *("--benchmark", "--batch-size", "32", "--accumulate", "4", "--epoch-div-factor", "2"),
+        *("--lr-schedule", "step", "--lr-step-epochs", "1", "--warmup-epochs", "0"),
     )
-    args.lr_schedule, args.lr_step_epochs, args.warmup_epochs = "step", (1.0,), 0.0
     # 10 batches in two parts of 5: two steps each, four in a pass.
-    schedule = glore_cli.get_schedule(args, 10)
+    schedule = schedule_for(options, 10, 1)
     assert [schedule(step) for step in (4, 5)] == pytest.approx([0.1, 0.01])
 
 
@@ -239,8 +244,7 @@ def test_the_default_schedule_is_a_cosine_after_warm_up():
     [((), ("bias", "beta")), (("--no-decay-bn-bias",), ("bias", "beta", "gamma"))],
 )
 def test_what_decays(option, undecayed):
-    args = parse("--benchmark", *option)
-    block, _ = get_network(args, 3, [mx.cpu()])
+    block = network_of(parse("--benchmark", *option))
     for name, parameter in block.collect_params().items():
         if parameter.grad_req != "null":
             expected = 0.0 if name.endswith(undecayed) else 1.0
@@ -249,8 +253,7 @@ def test_what_decays(option, undecayed):
 
 @pytest.mark.parametrize("on", [True, False])
 def test_units_start_as_the_identity(on):
-    args = parse("--benchmark", "--zero-init-units", str(on))
-    block, _ = get_network(args, 3, [mx.cpu()])
+    block = network_of(parse("--benchmark", "--zero-init-units", str(on)))
     weight = block.collect_params()["conv4_B01_extra_fc-2_conv_weight"].data().asnumpy()
     assert (weight == 0).all() == on
 
@@ -305,9 +308,9 @@ def test_val_has_the_classes_of_train(images, tmp_path):
         (("--benchmark", "--network", "RESNET50_GLORE"), UsageError, "reads clips"),
         (("--benchmark", "--network", "resnet5o"), UsageError, "Did you mean resnet50"),
         (("--benchmark", "--resize", "40"), UsageError, "smaller than the input, 64"),
-        (("--benchmark", "--dtype", "float16"), UsageError, "float16 is for GPUs"),
         (("--benchmark", "--pretrained", "no/such"), Exception, "no/such"),
-        (("--benchmark", "--pretrained", "True"), UsageError, "takes the file or the name"),
+        (("--benchmark", "--pretrained"), UsageError, "no weights for tiny-2d"),
+        (("--benchmark", "--model-prefix", "folder/"), UsageError, "ends in no name"),
     ],
 )
 def test_mistakes_are_one_clear_message(options, error, text):
@@ -327,13 +330,12 @@ def test_mistakes_are_one_clear_message(options, error, text):
         (("--rgb-mean", "1,2"), "not 3 (or 1)"),
         (("--kv-store", "dist_synch"), "invalid choice"),
         (("--top-k", "3"), "invalid choice"),
-        (("--model-prefix", "folder/"), "ends in no name"),
         (("--num-epoch", "3"), "--num-epochs"),
     ],
 )
 def test_wrong_options_end_with_code_2(options, text, capsys):
     with pytest.raises(SystemExit) as raised:
-        get_parser().parse_args(list(options))
+        parse_options(ImagenetOptions(), list(options), "Trains.")
     assert raised.value.code == 2
     assert text in capsys.readouterr().err
 

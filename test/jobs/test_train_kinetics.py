@@ -1,4 +1,4 @@
-"""train_kinetics.py and evaluate_kinetics.py end to end, on real (small) demo videos."""
+"""train_kinetics.py and evaluate.py end to end, on real (small) demo videos."""
 
 import json
 import os
@@ -13,8 +13,9 @@ from torch_files import as_zip, p_tensor, whole
 
 from checkpoint.params import to_torch_name
 from dataset import prepare_demo
-from jobs.arguments import Parser
-from jobs.train_kinetics import get_parser, settle
+from glore_options import parse
+from jobs.options import KineticsOptions
+from jobs.train_kinetics import settle_with
 from mxnet_compat import mx
 from network import get_symbol
 from network.pretrained import read_params
@@ -47,7 +48,7 @@ def run(root, folder, script, *arguments, code=0):
 def trained(root, demo, tmp_path_factory):
     """Train for six steps, one epoch, without interruption; return the folder it happened in."""
     folder = tmp_path_factory.mktemp("trained")
-    run(root, folder, "train_kinetics.py", *training(demo), "--run-file", "run.json")
+    run(root, folder, "train_kinetics.py", *training(demo))
     return folder
 
 
@@ -98,7 +99,7 @@ def test_a_second_start_keeps_what_is_there(root, demo, trained):
 
 def test_evaluation_gives_the_validation_of_training(root, trained):
     done = run(
-        *(root, trained, "test/test-single-clip.py", "--from-run", "run.json"),
+        *(root, trained, "test/test-single-clip.py", "--model-subpath", "job_ep-0001.params"),
         *("--output", "result", "--batch-size", 3, "--num-workers", 1),
     )
     result = json.loads((trained / "result.json").read_text())
@@ -116,21 +117,22 @@ def test_evaluation_gives_the_validation_of_training(root, trained):
 
 
 def test_several_clips_and_crops_are_averaged(root, trained):
-    options = ("--from-run", "run.json", "--num-clips", 2, "--num-crops", 3, "--batch-size", 12)
-    run(root, trained, "evaluate_kinetics.py", *options, "--output", "views")
+    options = ("exps/models/job_ep", "--num-clips", 2, "--num-crops", 3, "--batch-size", 12)
+    run(root, trained, "evaluate.py", *options, "--output", "views")
     result = json.loads((trained / "views.json").read_text())
     assert [entry["views"] for entry in result["predictions"]] == [6] * 8
 
 
-def test_pytorch_weights_give_the_same_result(root, trained):
+def test_pytorch_weights_give_the_same_result(root, demo, trained):
     params = params_of(trained)
     storages = {str(index): value for index, value in enumerate(params.values())}
     names = ("module." + to_torch_name(name.split(":", 1)[1]) for name in params)
     items = [(name, p_tensor(key, storages[key])) for name, key in zip(names, storages)]
     (trained / "released.pth").write_bytes(as_zip(whole(items), storages))
-    options = ("--from-run", "run.json", "--model-root", ".", "--model-subpath", "released.pth")
-    run(root, trained, "evaluate_kinetics.py", *options, "--output", "torch")
-    run(root, trained, "evaluate_kinetics.py", "--from-run", "run.json", "--output", "mxnet")
+    network = ("--network", "TINY_GLORE", "--crop-size", 32, "--dataset", "Demo")
+    options = ("--data-root", demo, "--frame-interval", 4, "--gpus", "")
+    run(root, trained, "evaluate.py", "released.pth", *network, *options, "--output", "torch")
+    run(root, trained, "evaluate.py", "exps/models/job_ep", "--output", "mxnet")
     results = [json.loads((trained / f"{kind}.json").read_text()) for kind in ("torch", "mxnet")]
     assert results[0]["loss"] == results[1]["loss"]
     assert results[0]["predictions"] == results[1]["predictions"]
@@ -179,7 +181,7 @@ def test_pretrained_weights_with_another_classifier(root, demo, trained, tmp_pat
         (["--glore", "9-9"], 2, ["glore"]),
         (["--gpus", "7"], 2, ["GPU 7"]),
         (["--pretrained", "no/such.params"], 1, ["no/such"]),
-        (["--pretrained", "True"], 2, ["takes the file"]),
+        (["--pretrained"], 2, ["no weights for TINY_GLORE"]),
     ],
 )
 def test_mistakes_are_one_clear_message(arguments, code, texts, root, demo, tmp_path):
@@ -200,24 +202,22 @@ def test_missing_data_names_folders_lists_and_the_way_to_make_them(root, tmp_pat
 
 
 @pytest.mark.parametrize(
-    ("arguments", "texts"),
+    ("arguments", "code", "text"),
     [
-        ([], ["--model-subpath"]),
-        (["--from-run", "none.json"], ["none.json"]),
+        ([], 2, "--model-subpath"),
+        (["none_ep"], 1, "none_ep"),
+        (["--model-subpath", "none.params"], 1, "none.params"),
     ],
 )
-def test_evaluation_says_what_is_missing(arguments, texts, root, tmp_path):
-    done = run(root, tmp_path, "evaluate_kinetics.py", *arguments, code=2)
-    for text in texts:
-        assert text in done.stderr
+def test_evaluation_says_what_is_missing(arguments, code, text, root, tmp_path):
+    assert text in run(root, tmp_path, "evaluate.py", *arguments, code=code).stderr
 
 
 def test_a_truncated_checkpoint_is_named(root, trained, tmp_path):
     whole = (trained / "exps" / "models" / "job_ep-0001.params").read_bytes()
     (tmp_path / "half.params").write_bytes(whole[: len(whole) // 2])
-    options = ("--from-run", trained / "run.json", "--model-root", tmp_path)
-    arguments = (*options, "--model-subpath", "half.params")
-    done = run(root, tmp_path, "evaluate_kinetics.py", *arguments, code=1)
+    arguments = ("--model-root", tmp_path, "--model-subpath", "half.params")
+    done = run(root, tmp_path, "evaluate.py", *arguments, code=1)
     assert "half.params" in done.stderr
 
 
@@ -232,22 +232,54 @@ class Settings:
 
 
 def test_upstreams_command_line_means_what_it_says():
-    parser = get_parser()
-    assert isinstance(parser, Parser)
-    args = parser.parse_args(
-        [
-            *("--network", "RESNET50_3D_GCN_X5", "--fine-tune", "False", "--precise-bn", "True"),
-            *("--lr-steps", "45,65", "--gpus", "0,1", "--train-frame-interval", "4"),
-            *("--backend", "nccl", "--world-size", "8", "--dist-url", "tcp://x"),
-        ]
-    )
-    settle(args, Settings)
-    assert args.fine_tune is False
-    assert args.precise_bn is True
-    assert args.lr_steps == (45, 65)
-    assert args.gpus == (0, 1)
+    words = [
+        *("--network", "RESNET50_3D_GCN_X5", "--fine-tune", "False", "--precise-bn", "True"),
+        *("--lr-steps", "45,65", "--gpus", "0,1", "--train-frame-interval", "4"),
+        *("--backend", "nccl", "--world-size", "8", "--dist-url", "tcp://x"),
+        *("--pretrained", "False"),
+    ]
+    options = parse(KineticsOptions(), words, "Trains.")
+    settle_with(options, Settings)
+    assert options.network.fine_tune is False
+    assert options.network.pretrained == ""
+    assert options.precise_bn.precise_bn is True
+    assert options.schedule.lr_steps == (45, 65)
+    assert options.devices.gpus == (0, 1)
     # Given on the command line, and left to the data set.
-    assert (args.train_frame_interval, args.val_frame_interval) == (4, 8)
-    assert (args.batch_size, args.lr_base, args.warmup_steps) == (64, 0.05, 1500)
-    assert args.task_name == "Kinetics_RESNET50_GLORE"
-    assert args.max_val_batches == 0
+    data = options.data
+    assert (data.train_frame_interval, data.val_frame_interval) == (4, 8)
+    recipe = options.schedule
+    assert (data.batch_size, recipe.lr_base, recipe.warmup_steps) == (64, 0.05, 1500)
+    assert options.checkpoints.task_name == "Kinetics_RESNET50_GLORE"
+    assert options.run.max_val_batches == 0
+
+
+def test_a_run_from_the_file_of_another_ends_with_its_parameters(root, trained, tmp_path):
+    options = ("--config", trained / "exps/models/job_options.yaml")
+    done = run(root, tmp_path, "train_kinetics.py", *options)
+    assert "Command    train_kinetics.py --config" in done.stderr
+    first, second = params_of(trained), params_of(tmp_path)
+    assert list(first) == list(second)
+    for name, value in first.items():
+        np.testing.assert_array_equal(value, second[name], err_msg=name)
+
+
+def test_mean_and_std_of_the_training_are_those_of_testing(root, demo, tmp_path):
+    pixels = ("--rgb-mean", "10,20,30", "--rgb-std", "50,60,70")
+    options = (*COMMON, "--data-root", demo, "--batch-size", 8, "--task-name", "odd", *pixels)
+    run(root, tmp_path, "train_kinetics.py", *options, "--max-steps", 2, "--end-epoch", 8)
+    done = run(root, tmp_path, "evaluate.py", "exps/models/odd_ep", "--output", "odd")
+    assert "RGB mean 10, 20, 30, std 50, 60, 70 of 255" in done.stderr
+    assert "8 frames, one in 4, 32 x 32 pixels" in done.stderr
+    assert "odd_ep-0001.json, its manifest" in done.stderr
+    result = json.loads((tmp_path / "odd.json").read_text())
+    with open(tmp_path / "exps" / "logs" / "odd_history.csv") as stream:
+        header, row = (line.rstrip("\n").split(",") for line in stream)
+    assert len(result["predictions"]) == 8
+    assert result["loss"] == pytest.approx(float(dict(zip(header, row))["val_loss"]), rel=1e-4)
+
+
+def test_a_small_data_set_is_not_divided_into_more_epochs_than_it_has_batches(root, demo, tmp_path):
+    options = (*COMMON, "--data-root", demo, "--batch-size", 12, "--dry-run")
+    done = run(root, tmp_path, "train_kinetics.py", *options, "--end-epoch", 8)
+    assert "logged epochs of 1/1 pass (2 batches of 12)" in done.stderr

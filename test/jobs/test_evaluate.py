@@ -1,4 +1,4 @@
-"""score.py: crops, whole images, own graphs and ours, against scores computed apart."""
+"""evaluate.py on images: crops, own graphs and ours, against scores computed apart."""
 
 import csv
 import json
@@ -12,8 +12,12 @@ import pytest
 from image_runs import CLASSES, NETWORK, add_tiny_network, write_images
 
 from data.image.loaders import get_image_val_loader
+from data.image.options import ImageTestOptions
+from data.image.source import open_image_source
 from glore_common import GloReError, UsageError
-from jobs import score
+from glore_options import parse
+from jobs import evaluate
+from jobs.options import EvaluateOptions
 from mxnet_compat import mx
 from network.builder import get_symbol
 from network.initializer import initial_params
@@ -54,7 +58,7 @@ def weights(tmp_path_factory):
 def run(weights, *options):
     """Score, and return what PREFIX.json holds."""
     fixed = ("--gpus", "", "--num-workers", "0", "--output", "result", "--crop-size", str(SIDE))
-    score.main(["--weights", str(weights), *fixed, *map(str, options)])
+    evaluate.main([str(weights), *fixed, *map(str, options)])
     with open("result.json") as stream:
         return json.load(stream)
 
@@ -70,14 +74,12 @@ def scores_of_module(prefix, images, crops, resize, batch_size=1):
         return executor.forward(data=data)[0].asnumpy()
 
     loader = get_image_val_loader(
-        str(images),
-        crop_size=SIDE,
-        resize=resize,
+        open_image_source(str(images)),
+        ImageTestOptions(crop_size=SIDE, resize=resize, num_workers=0),
         mean=input_conf.mean,
         std=input_conf.std,
         batch_size=batch_size,
         crops=crops,
-        num_workers=0,
     )
     return average_scores(predict, loader)
 
@@ -160,7 +162,7 @@ def test_the_published_figure_stands_beside_the_networks_own_form(
     images, weights, monkeypatch, caplog
 ):
     caplog.set_level(logging.INFO)
-    monkeypatch.setitem(score.PUBLISHED_TOP1, NETWORK, 12.3)
+    monkeypatch.setitem(evaluate.PUBLISHED_TOP1, NETWORK, 12.3)
     named = ("--folder", images, "--network", NETWORK)
     assert run(weights / "ours", *named)["published_top1"] == 12.3
     assert "Published top-1 of this network: 12.3 %" in caplog.text
@@ -191,23 +193,25 @@ def test_many_classes_have_no_picture(images, tmp_path):
     assert not (tmp_path / "result_confusion.png").exists()
 
 
-def test_the_default_sizes():
-    def sizes(*options):
-        args = score.get_parser().parse_args(["--weights", "w", "--folder", "f", *options])
-        score.settle(args)
-        return args.crop_size, args.resize
+def test_the_default_sizes(weights):
+    def sizes(*words, crops="centre", network=None):
+        options = parse(EvaluateOptions(), [str(weights / "ours"), *words], "Tests.")
+        options.network.network = network
+        model = evaluate.read_model(options)
+        _, reading = evaluate.settle_images(model, options.data, crops)
+        return reading.crop_size, reading.resize
 
     assert sizes() == (224, 256)
     assert sizes("--crop-size", "320") == (320, 366)
-    assert sizes("--crop-size", "320", "--crops", "full") == (320, 320)
-    assert sizes("--network", NETWORK) == (64, 73)
+    assert sizes("--crop-size", "320", crops="full") == (320, 320)
+    assert sizes(network=NETWORK) == (64, 73)
 
 
 @pytest.mark.parametrize(
     ("options", "error", "text"),
     [
         (("--glore", "2-3"), UsageError, "--network"),
-        (("--network", "RESNET50_GLORE"), UsageError, "evaluate_kinetics.py"),
+        (("--network", "RESNET50_GLORE"), UsageError, "does not say which videos"),
         (("--resize", "40"), UsageError, "smaller than --crop-size"),
         (("--weights", "no/such"), GloReError, "no/such"),
         (("--network", "resnet18"), GloReError, "conv2_B02"),
@@ -222,7 +226,7 @@ def test_mistakes_are_one_clear_message(options, error, text, images, weights):
 def test_weights_without_a_graph_need_a_network(images, weights, tmp_path):
     content = (weights / "ours-0000.params").read_bytes()
     (tmp_path / "alone.params").write_bytes(content)
-    with pytest.raises(UsageError, match="name its network with --network"):
+    with pytest.raises(UsageError, match="--network"):
         run("alone.params", "--folder", images)
     assert run("alone.params", "--folder", images, "--network", NETWORK)["count"] == 9
     (tmp_path / "alone.params").write_bytes(content[: len(content) // 2])
