@@ -9,35 +9,39 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 . ./env.sh
 
-network=TINY_GLORE dataset=Demo option=
+network=TINY_GLORE dataset=Demo models=./exps/models task= option=
 for argument in "$@"; do
     case "$argument" in
     -h | --help | --dry-run) exec "$PYTHON" train_kinetics.py "$@" ;;
     --network=*) network=${argument#*=} ;;
     --dataset=*) dataset=${argument#*=} ;;
+    --task-name=*) task=${argument#*=} ;;
+    --model-dir=*) models=${argument#*=} ;;
     esac
     case "$option" in
     --network) network=$argument ;;
     --dataset) dataset=$argument ;;
+    --task-name) task=$argument ;;
+    --model-dir) models=$argument ;;
     esac
     option=$argument
 done
 
 # A name of its own for each run: an earlier run's checkpoints are never in the way.
 name="local-$(date +%Y%m%d-%H%M%S)"
-run_file="exps/runs/$name.json"
-defaults=(--network TINY_GLORE --dataset Demo --task-name "$name" --run-file "$run_file" --keep 2)
+defaults=(--network TINY_GLORE --dataset Demo --task-name "$name" --keep 2)
 case "$dataset/$network" in
 Demo/TINY* | Demo/tiny*) ;;
 # Networks of full size: a classifier of 2,048 features is unsteady at the small network's rate.
 Demo/*) defaults+=(--lr-base 0.005 --dropout 0 --end-epoch 2) ;;
 esac
 "$PYTHON" train_kinetics.py "${defaults[@]}" "$@"
-"$PYTHON" test/test-single-clip.py --from-run "$run_file"
+checkpoint="$models/${task:-$name}_ep"
+"$PYTHON" evaluate.py "$checkpoint"
 cat <<EOF
 
 What to run next (. .venv/bin/activate):
   ./run_local.sh --network RESNET50_GLORE                     the full network on these videos
-  python test/test-single-clip.py --from-run $run_file --num-clips 4 --num-crops 3
+  python evaluate.py $checkpoint --num-clips 4 --num-crops 3
   python train_kinetics.py --dataset Kinetics --dry-run       says how your own data should lie
 EOF

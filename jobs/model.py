@@ -48,6 +48,8 @@ class ModelFacts:
         Shorter side before a centre crop.
     frame_interval
         Frames from one of a clip to the next, in validation.
+    trained_size
+        Side of the input in training, where ``resize`` belongs to it.
     """
 
     task: str
@@ -60,6 +62,7 @@ class ModelFacts:
     std: tuple[float, float, float]
     resize: Optional[int] = None
     frame_interval: Optional[int] = None
+    trained_size: Optional[int] = None
 
     def as_dict(self) -> dict[str, Any]:
         """Return what a manifest holds under ``model``."""
@@ -101,6 +104,7 @@ class ModelFacts:
                 tuple(inputs["std"]),
                 inputs["resize"],
                 inputs["frame_interval"],
+                inputs["data_shape"][-1],
             )
         except (KeyError, TypeError, ValueError) as error:
             raise CheckpointError(
