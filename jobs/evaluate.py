@@ -15,10 +15,10 @@ import time
 from typing import Any, NamedTuple, Optional
 
 from data.common.loader import Loader, write_bad_files
+from data.common.transforms import default_resize
 from data.image.loaders import get_image_val_loader
 from data.image.options import ImageReadingOptions
 from data.image.source import ImageSource, open_image_source
-from data.image.transforms import default_resize
 from data.video.loaders import get_test_loader
 from dataset import get_config, prepare_demo
 from glore_common import GloReError, UsageError, command, write_text

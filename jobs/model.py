@@ -11,17 +11,21 @@ from typing import Any, Optional
 
 import numpy as np
 
-from checkpoint import graph, manifest, paths
+from checkpoint import graph
+from checkpoint.manifest import read_manifest
 from checkpoint.params import CheckpointError, check, param_shapes
+from checkpoint.paths import Files, find, stem_of
+from checkpoint.released import locate
 from glore_common import UsageError
 from mxnet_compat import mx
 from network.block import build_block
 from network.builder import InputConf, get_spec, get_symbol, logits
 from network.identify import identify_network
-from network.pretrained import locate, read_source
+from network.pretrained import read_source
 from network.specs import MEAN, STD
 
 LOGGER = logging.getLogger("glore")
+DEFAULT_CROP_SIZE = 224
 
 
 @dataclasses.dataclass(frozen=True)
@@ -169,12 +173,9 @@ def _classes_of(arg_params: dict, where: str) -> int:
     raise CheckpointError(f"{where} has no classifier: it holds no classifier_bias")
 
 
-def _facts_of_row(
-    network: str, overrides: dict[str, Any], num_classes: int, crop_size: Optional[int]
-) -> ModelFacts:
+def _facts_of_row(network: str, overrides: dict[str, Any], num_classes: int) -> ModelFacts:
     """Return what the table says of a network."""
-    sizes = {} if crop_size is None else {"crop_size": crop_size}
-    _, conf = get_symbol(network, num_classes, **{**overrides, **sizes})
+    _, conf = get_symbol(network, num_classes, **overrides)
     task = "video" if len(conf.data_shape) == 4 else "image"
     name = get_spec(network).name
     return ModelFacts(
@@ -194,21 +195,15 @@ def _from_table(text: str, epoch: Optional[int], facts: ModelFacts, options, ori
     return Model(symbol, arg_params, aux_params, facts, path, options, origin)
 
 
-def _from_graph(text: str, epoch: Optional[int], crop_size: Optional[int]) -> Model:
+def _from_graph(text: str, files: Files, epoch: Optional[int], crop_size: Optional[int]) -> Model:
     """Return the weights of ``text`` in the graph beside them."""
-    found = paths.find(text, epoch)
     symbol, arg_params, aux_params = graph.load(text, epoch)
-    side = crop_size or 224
+    side = crop_size or DEFAULT_CROP_SIZE
     shape = (3, side, side)
-    for name in ("classifier_bias", "fc6_bias"):
-        if name in arg_params:
-            classes = arg_params[name].shape[0]
-            break
-    else:
-        classes = logits(symbol).infer_shape(data=(1, *shape))[1][0][1]
+    classes = _classes_of(arg_params, files.params)
     facts = ModelFacts("image", None, {}, classes, None, shape, MEAN, STD)
-    origin = "the graph beside the weights, GloRe's mean and std"
-    return Model(symbol, arg_params, aux_params, facts, found.params, {}, origin)
+    origin = "the graph beside the weights; mean and std are GloRe's"
+    return Model(symbol, arg_params, aux_params, facts, files.params, {}, origin)
 
 
 def open_model(
@@ -245,28 +240,34 @@ def open_model(
     """
     text = locate(weights)
     overrides = dict(overrides or {})
-    found = paths.find(text, epoch)
-    content = manifest.read_beside(found.params)
-    options = {} if content is None else content.get("options", {})
-    if network is None and content is not None and "model" in content:
-        facts = ModelFacts.from_dict(content["model"], found.params)
+    # A file of another kind (.pth) has no others beside it.
+    foreign = os.path.isfile(text) and stem_of(text) == text
+    files = Files(text) if foreign else find(text, epoch)
+    path = text if foreign else files.params
+    manifest = None
+    if not foreign and os.path.exists(files.manifest):
+        manifest = read_manifest(files.stem)
+    options: dict[str, dict[str, Any]] = {}
+    if manifest is not None and manifest.format > 1:
+        options = manifest.options
+    if network is None and manifest is not None and "input" in manifest.model:
+        facts = ModelFacts.from_dict(manifest.model, files.manifest)
         facts = dataclasses.replace(facts, overrides={**facts.overrides, **overrides})
-        origin = f"{os.path.basename(found.manifest)}, its manifest"
+        origin = f"{os.path.basename(files.manifest)}, its manifest"
     elif network is not None:
         arg_params, _, _ = read_source(text, get_symbol(network, **overrides)[0], epoch)
-        classes = _classes_of(arg_params, found.params)
-        facts = _facts_of_row(network, overrides, classes, crop_size)
+        facts = _facts_of_row(network, overrides, _classes_of(arg_params, path))
         origin = f"the table's row of {facts.network}"
-    elif os.path.exists(found.symbol):
+    elif not foreign and os.path.exists(files.symbol):
         if overrides:
             flags = ", ".join(f"--{name.replace('_', '-')}" for name in overrides)
             raise UsageError(
                 f"{flags} changes a network of this project: give --network too, or leave it out "
                 "to use the graph beside the weights"
             )
-        return _from_graph(text, epoch, crop_size)
+        return _from_graph(text, files, epoch, crop_size)
     else:
-        facts = _identified(text, epoch, overrides, crop_size)
+        facts = _identified(text, epoch, overrides)
         origin = f"names and shapes of its parameters, which are those of {facts.network}"
     shape = facts.data_shape
     if crop_size is not None:
@@ -277,9 +278,7 @@ def open_model(
     return _from_table(text, epoch, facts, options, origin)
 
 
-def _identified(
-    text: str, epoch: Optional[int], overrides: dict[str, Any], crop_size: Optional[int]
-) -> ModelFacts:
+def _identified(text: str, epoch: Optional[int], overrides: dict[str, Any]) -> ModelFacts:
     """Return the facts of the network that a file's names and shapes are those of."""
     arg_params, aux_params, path = read_source(text, None, epoch)
     shapes = {name: np.shape(value) for name, value in {**arg_params, **aux_params}.items()}
@@ -290,6 +289,4 @@ def _identified(
             f"{path} has neither a manifest nor a graph beside it, and its network is not "
             f"recognised ({error}): name its network with --network"
         ) from error
-    return _facts_of_row(
-        found.network, {**found.overrides, **overrides}, _classes_of(arg_params, path), crop_size
-    )
+    return _facts_of_row(found.name, {**found.overrides, **overrides}, found.num_classes)

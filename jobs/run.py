@@ -6,6 +6,8 @@ import os
 from collections.abc import Iterator
 from typing import Any, Callable, Optional
 
+from checkpoint.gluoncv_names import zoo_weights
+from checkpoint.released import locate
 from data.common.loader import Loader, write_bad_files
 from glore_common import UsageError, command, write_text
 from glore_options import as_yaml
@@ -14,7 +16,7 @@ from network.batch_norm import with_batch_norm
 from network.block import FINE_TUNE_LR_MULT, build_block
 from network.builder import InputConf, get_spec
 from network.initializer import CONTEXTS, DEFAULT_RULES, UNITS
-from network.pretrained import load_pretrained, locate, zoo_weights
+from network.pretrained import load_pretrained
 from network.summary import count
 from train.devices import contexts_of
 from train.loop import Summary, train_and_evaluate
@@ -153,11 +155,12 @@ class Run:
         stem = os.path.join(options.checkpoints.model_dir, options.checkpoints.task_name)
         LOGGER.info("Files      %s_*", stem)
 
-    def parts_of(self, kind: Any) -> tuple[Any, Callable[[int], float]]:
-        """Return the optimiser and the schedule, for ``kind`` batches of a pass."""
-        schedule = self.options.schedule
-        optimizer = make_optimizer(schedule.optimizer, schedule.momentum, schedule.weight_decay)
-        return optimizer, schedule_for(self.options, kind, self.group.size)
+    def recipe(self, train_batches: int) -> tuple[Any, Callable[[int], float]]:
+        """Return the optimiser and the schedule for passes of so many batches."""
+        plan = self.options.schedule
+        optimizer = make_optimizer(plan.optimizer, plan.momentum, plan.weight_decay)
+        size = self.options.data.batch_size
+        return optimizer, schedule_for(self.options, train_batches, size, self.group.size)
 
     def train(
         self,
@@ -186,7 +189,7 @@ class Run:
         options, group = self.options, self.group
         train, val = loaders
         self.log_schedule(len(train))
-        optimizer, schedule = self.parts_of(len(train))
+        optimizer, schedule = self.recipe(len(train))
         log_dir = os.path.dirname(self.log_file or "") or "."
         task = options.checkpoints.task_name
         try:
@@ -233,7 +236,7 @@ class Run:
     ) -> float:
         """Time training steps on one batch that stays in memory; return samples per second."""
         # The schedule's length matters for the rate alone.
-        optimizer, schedule = self.parts_of(max(steps, self.options.run.epoch_div_factor or 1))
+        optimizer, schedule = self.recipe(max(steps, self.options.run.epoch_div_factor or 1))
         return benchmark(
             block,
             batch,

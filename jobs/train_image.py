@@ -8,8 +8,8 @@ import logging
 from typing import Any, Optional
 
 from data.common.loader import Loader
+from data.common.transforms import default_resize
 from data.image.loaders import get_image_train_loader, get_image_val_loader
-from data.image.transforms import default_resize
 from glore_common import UsageError
 from mxnet_compat import mx
 from network.block import KINETICS_WD_MULT, NO_DECAY_BN_BIAS

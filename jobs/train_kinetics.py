@@ -10,8 +10,8 @@ import os
 from typing import Optional
 
 from data.common.loader import Loader
+from data.common.transforms import default_resize
 from data.video.loaders import get_train_loader, get_val_loader
-from data.video.transforms import short_side_for
 from dataset import get_config, prepare_demo
 from dataset.config import DatasetConfig
 from glore_options import flag_of, parse
@@ -100,7 +100,7 @@ def describe(options: KineticsOptions, config: DatasetConfig, input_conf: InputC
         data_shape=input_conf.data_shape,
         mean=input_conf.mean,
         std=input_conf.std,
-        resize=short_side_for(options.data.crop_size),
+        resize=default_resize(options.data.crop_size),
         frame_interval=options.data.val_frame_interval,
     )
 

@@ -202,7 +202,7 @@ def test_mxnets_command_line_means_what_it_says():
     mean, std = options.pixels.normalisation(*OWN)
     assert mean == pytest.approx((123.68 / 255, 116 / 255, 103 / 255))
     assert std == pytest.approx((58 / 255,) * 3)
-    schedule = schedule_for(options, 100, 1)
+    schedule = schedule_for(options, 100, 64)
     assert schedule(3000) == pytest.approx(0.2)
     assert schedule(3001) == pytest.approx(0.1)
     assert schedule(6001) == pytest.approx(0.05)
@@ -222,7 +222,7 @@ def test_normalisation_is_the_networks_own_unless_given():
 
 def test_the_default_schedule_is_a_cosine_after_warm_up():
     options = parse("--benchmark", "--batch-size", "32")
-    schedule = schedule_for(options, 10, 1)
+    schedule = schedule_for(options, 10, 32)
     recipe = options.schedule
     assert (recipe.lr_schedule, recipe.warmup_epochs, recipe.optimizer) == ("cosine", 5.0, "sgd")
     assert schedule(50) == pytest.approx(0.1)
@@ -235,7 +235,7 @@ def test_the_default_schedule_is_a_cosine_after_warm_up():
         *("--lr-schedule", "step", "--lr-step-epochs", "1", "--warmup-epochs", "0"),
     )
     # 10 batches in two parts of 5: two steps each, four in a pass.
-    schedule = schedule_for(options, 10, 1)
+    schedule = schedule_for(options, 10, 32)
     assert [schedule(step) for step in (4, 5)] == pytest.approx([0.1, 0.01])
 
 
