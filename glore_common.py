@@ -10,13 +10,18 @@ import hashlib
 import logging
 import os
 import signal
+import socket
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 
+import portalocker
 from tqdm import tqdm
 
 LOGGER = logging.getLogger("glore")
+# Environment variable by which a launcher names the folder of its workers' heartbeats.
+HEARTBEAT_FOLDER = "GLORE_PROGRESS_DIR"
 
 
 class GloReError(Exception):
@@ -32,6 +37,10 @@ class UsageError(GloReError):
     """A wrong command line or argument (exit code 2)."""
 
     exit_code = 2
+
+
+class Locked(GloReError):
+    """A lock that another process holds, and did not give back in time."""
 
 
 def closest_first(name, known):
@@ -86,6 +95,76 @@ def write_text(path, text):
     """Write ``text`` to ``path`` atomically, in UTF-8."""
     with atomic_path(path) as temporary, open(temporary, "w", encoding="utf-8") as stream:
         stream.write(text)
+
+
+@contextlib.contextmanager
+def file_lock(path: str, timeout: float = 0.0) -> Iterator[bool]:
+    """Hold a lock on ``path`` (made when missing, never deleted) against other processes.
+
+    The system gives it back when the process ends, however that ends. The file says who holds it.
+
+    Parameters
+    ----------
+    path
+        Its folder is made, too.
+    timeout
+        Seconds to wait for another holder; ``math.inf`` for as long as it takes.
+
+    Yields
+    ------
+    bool
+        False where the file system has no locks (the log says so): the holder is then not known
+        to be alone.
+
+    Raises
+    ------
+    Locked
+        If another process holds it; the message names that.
+    GloReError
+        If the file cannot be written.
+    """
+    try:
+        os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
+        stream = open(path, "a+", encoding="utf-8")  # noqa: SIM115  (closed below)
+    except OSError as error:
+        raise GloReError(f"cannot write to {path}: {error.strerror or error}") from error
+    with stream:
+        deadline, waiting = time.monotonic() + timeout, False
+        while True:
+            try:
+                portalocker.lock(stream, portalocker.LOCK_EX | portalocker.LOCK_NB)
+                has_locks = True
+                break
+            except portalocker.AlreadyLocked as error:
+                stream.seek(0)
+                holder = stream.read().strip() or "another process"
+                if time.monotonic() >= deadline:
+                    raise Locked(f"{holder} holds {path}") from error
+                if not waiting:
+                    LOGGER.info("%s holds %s; waiting for it", holder, path)
+                waiting = True
+                time.sleep(0.1)
+            except portalocker.LockException as error:
+                LOGGER.warning("%s cannot be locked (%s): this may not be alone", path, error)
+                has_locks = False
+                break
+        stream.truncate(0)
+        stream.write(f"process {os.getpid()} on {socket.gethostname()}")
+        stream.flush()
+        try:
+            yield has_locks
+        finally:
+            # For those who find it held again, before its next holder has signed it.
+            stream.truncate(0)
+
+
+def heartbeat_path(folder: str, worker: int) -> str:
+    """Return the file by which a worker of a job tells its launcher what it does.
+
+    It holds JSON: ``step``; ``doing``, in words; ``ticks``, a number that grows as long as the
+    worker goes on. ``train.heartbeat`` writes it, ``cluster.heartbeat`` reads it.
+    """
+    return os.path.join(folder, f"worker-{worker}.json")
 
 
 def progress(iterable, label, total=None, every=10.0, unit="it"):

@@ -40,6 +40,7 @@ setup(
         "setuptools<81",
         "tqdm>=4.60",
         "matplotlib>=3.7",
+        "portalocker>=2.7",
     ],
     extras_require=EXTRAS,
     classifiers=[

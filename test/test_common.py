@@ -3,14 +3,19 @@
 import os
 import subprocess
 import sys
+import threading
 
+import portalocker
 import pytest
 
+import glore_common
 from glore_common import (
     GloReError,
+    Locked,
     UsageError,
     atomic_path,
     closest_first,
+    file_lock,
     progress,
     run_main,
     sha256_of,
@@ -111,3 +116,64 @@ def test_new_numpy_is_refused_with_the_way_out(root):
         "glore_common.run_main(lambda a: __import__('mxnet_compat'))"
     )
     assert "pip install numpy==1.26.4" in python(code, root).stderr
+
+
+def test_a_lock_is_held_once_and_names_its_holder(tmp_path):
+    path = str(tmp_path / "folder" / ".lock")
+    with file_lock(path) as has_locks:
+        assert has_locks
+        who = rf"process {os.getpid()} on .* holds .*\.lock"
+        with pytest.raises(Locked, match=who), file_lock(path, timeout=0.2):
+            pass
+    with file_lock(path):
+        pass
+
+
+def test_a_lock_is_waited_for(tmp_path, caplog):
+    caplog.set_level("INFO")
+    path = str(tmp_path / ".lock")
+    held = file_lock(path)
+    held.__enter__()
+    timer = threading.Timer(0.3, held.__exit__, (None, None, None))
+    timer.start()
+    with file_lock(path, timeout=30):
+        pass
+    timer.join()
+    assert "waiting for it" in caplog.text
+
+
+def test_a_lock_ends_with_its_process(tmp_path):
+    path = str(tmp_path / ".lock")
+    program = (
+        "import os, sys\nfrom glore_common import file_lock\n"
+        "with file_lock(sys.argv[1]):\n    print('held', flush=True)\n    sys.stdin.read()\n"
+    )
+    holder = subprocess.Popen(
+        [sys.executable, "-c", program, path],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        cwd=os.path.dirname(os.path.abspath(glore_common.__file__)),
+    )
+    assert holder.stdout.readline() == b"held\n"
+    with pytest.raises(Locked, match=f"process {holder.pid} "), file_lock(path):
+        pass
+    holder.kill()
+    holder.wait()
+    with file_lock(path, timeout=10):
+        pass
+
+
+def test_a_file_system_without_locks_is_said(tmp_path, monkeypatch, caplog):
+    def no_locks(*_):
+        raise portalocker.LockException("no locks available")
+
+    monkeypatch.setattr(portalocker, "lock", no_locks)
+    with file_lock(str(tmp_path / ".lock")) as has_locks:
+        assert not has_locks
+    assert "cannot be locked" in caplog.text
+
+
+def test_a_lock_in_a_place_that_cannot_be_written(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(GloReError, match="cannot write to"), file_lock(str(tmp_path / "file/x")):
+        pass
