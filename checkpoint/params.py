@@ -1,42 +1,60 @@
-"""Names and shapes of a network's parameters, and what they are called in PyTorch files.
+"""Parameters on disk (``.params``), their names and shapes, and whether they fit a network.
 
-The names are those of the released MXNet checkpoints. The PyTorch names are those of the Kinetics
-weights of GloRe (Chen et al., CVPR 2019; project facebookresearch/GloRe).
+Files are in MXNet's own form. They are read by a reader of our own that checks every length:
+MXNet's trusts a damaged file's numbers.
 """
 
 import re
+import struct
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Optional
 
 import numpy as np
 
-from glore_common import GloReError, UsageError
+from glore_common import GloReError, UsageError, atomic_path
 from mxnet_compat import mx
 
 # An error lists this many names of a kind and counts the others.
 LISTED = 40
+# A list of arrays (src/ndarray/ndarray.cc, NDArray::Save): this number, a reserved one, the number
+# of arrays, the arrays, the number of names, the names, all counts in 64 bits.
+LIST_MAGIC = 0x112
+# Each array begins with one of these numbers; older ones with their number of dimensions.
+ARRAY_V1, ARRAY_V2, ARRAY_V3 = 0xF993FAC8, 0xF993FAC9, 0xF993FACA
+DTYPES = {0: "<f4", 1: "<f8", 2: "<f2", 3: "<u1", 4: "<i4", 5: "<i1", 6: "<i8", 7: "<b1"}
+MAX_DIMENSIONS = 32
+# First bytes of PyTorch's files: a zip archive; and, of its older form, a pickle of protocol 2 with
+# an integer that marks the file.
+ZIP_START = b"PK\x03\x04"
+STREAM_START = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."
+
+Arrays = dict[str, np.ndarray]
+Shapes = dict[str, tuple[int, ...]]
 
 
 class CheckpointError(GloReError):
-    """Parameters that cannot be read, or do not fit the network; the message lists all of it."""
+    """What is stored cannot be read, does not fit the network, or would be lost."""
 
 
-def is_label(name):
+def is_label(name: str) -> bool:
     """Return whether an argument is a label (``softmax_label``): data, not a parameter."""
     return name.endswith("label")
 
 
-def param_shapes(symbol, input_shapes):
+def param_shapes(symbol: mx.sym.Symbol, input_shapes: Mapping) -> tuple[Shapes, Shapes]:
     """Return the shapes of a network's parameters.
 
     Parameters
     ----------
-    symbol : mx.sym.Symbol
-    input_shapes : dict
+    symbol
+        The network.
+    input_shapes
         Shape of each input with its batch axis: ``{"data": (1, 3, 8, 224, 224)}``. Labels need
         none.
 
     Returns
     -------
-    args, auxs : dict
+    args, auxs
         Name to shape, in the symbol's order, without inputs and labels.
 
     Raises
@@ -69,28 +87,33 @@ def param_shapes(symbol, input_shapes):
     return args, auxs
 
 
-def listing(names):
+def listing(names: Iterable[str]) -> str:
     """Join names for a message; beyond a few dozen the others are counted."""
     names = list(names)
     more = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
     return ", ".join(names[:LISTED]) + more
 
 
-def any_matches(patterns, name):
+def any_matches(patterns: Iterable[str], name: str) -> bool:
     """Return whether one of the regular expressions is found in ``name``."""
     return any(re.search(pattern, name) for pattern in patterns)
 
 
-def compare(expected, given, allow_missing=(), allow_extra=()):
+def compare(
+    expected: Mapping[str, Optional[tuple]],
+    given: Mapping[str, Any],
+    allow_missing: Sequence[str] = (),
+    allow_extra: Sequence[str] = (),
+) -> list[str]:
     """Return one line for each kind of difference between wanted and given parameters.
 
     Parameters
     ----------
-    expected : dict
+    expected
         Name to shape; a shape of None is not compared.
-    given : dict
+    given
         Name to array.
-    allow_missing, allow_extra : sequence of str
+    allow_missing, allow_extra
         Regular expressions of names that may be missing, or be there in excess.
     """
     lines = []
@@ -108,32 +131,35 @@ def compare(expected, given, allow_missing=(), allow_extra=()):
 
 
 def check(
-    symbol,
-    arg_params,
-    aux_params,
-    input_shapes,
-    allow_missing=(),
-    allow_extra=(),
-    where="the parameters",
-):
+    symbol: mx.sym.Symbol,
+    arg_params: Mapping[str, Any],
+    aux_params: Mapping[str, Any],
+    input_shapes: Optional[Mapping],
+    allow_missing: Sequence[str] = (),
+    allow_extra: Sequence[str] = (),
+    where: str = "the parameters",
+) -> None:
     """Raise one error that lists everything in which parameters do not fit a network.
 
     Parameters
     ----------
-    symbol : mx.sym.Symbol
-    arg_params, aux_params : dict
+    symbol
+        The network.
+    arg_params, aux_params
         Name to array (anything with a ``shape``).
-    input_shapes : dict or None
+    input_shapes
         Shapes of the inputs with the batch axis; None compares names only.
-    allow_missing, allow_extra : sequence of str
+    allow_missing, allow_extra
         Regular expressions of names that may be missing or be there in excess.
-    where : str
+    where
         What the message calls the parameters, such as the file that they come from.
 
     Raises
     ------
     CheckpointError
     """
+    args: Mapping[str, Optional[tuple]]
+    auxs: Mapping[str, Optional[tuple]]
     if input_shapes is None:
         args = {n: None for n in symbol.list_arguments() if n != "data" and not is_label(n)}
         auxs = dict.fromkeys(symbol.list_auxiliary_states())
@@ -151,7 +177,7 @@ def check(
         raise CheckpointError(f"{where} do not fit the network:\n  " + "\n  ".join(lines))
 
 
-def numpy_of(value, name):
+def numpy_of(value: Any, name: str) -> np.ndarray:
     """Return a parameter (NumPy array, NDArray or PyTorch tensor) as a NumPy array."""
     if isinstance(value, np.ndarray):
         return value
@@ -162,95 +188,144 @@ def numpy_of(value, name):
     raise CheckpointError(f"{name} is no array but a {type(value).__name__}")
 
 
-# PyTorch's module path beside ours, within a GloRe unit and within the bottlenecks. The first
-# pair whose left side is found is used; a module that is in no pair keeps its name.
-MODULES = (
-    ("conv_state", "conv-state_conv"),
-    ("conv_proj", "conv-proj_conv"),
-    ("gcn.conv1", "GCN-G_conv"),
-    ("gcn.conv2", "GCN-GHW_conv"),
-    ("conv_extend", "fc-2_conv"),
-    ("blocker", "blocker_bn"),
-)
-BATCH_NORM = (
-    ("weight", "gamma"),
-    ("bias", "beta"),
-    ("running_mean", "moving_mean"),
-    ("running_var", "moving_var"),
-)
-_BRANCH_OF_TORCH = re.compile(r"^conv_(\w\d)$")
-_BRANCH_OF_OURS = re.compile(r"^conv-(\w\d)$")
+class _Reader:
+    """Reads numbers from bytes, and never past their end."""
+
+    def __init__(self, content: memoryview) -> None:
+        self.content = content
+        self.position = 0
+
+    def take(self, length: int) -> memoryview:
+        """Return the next ``length`` bytes, without a copy."""
+        if length > len(self.content) - self.position:
+            raise CheckpointError(
+                f"the file is truncated or damaged: {length} bytes are expected at byte "
+                f"{self.position}, {len(self.content) - self.position} are there"
+            )
+        self.position += length
+        return self.content[self.position - length : self.position]
+
+    def numbers(self, form: str) -> tuple:
+        """Return the next numbers, in the form of ``struct`` (little-endian)."""
+        return struct.unpack(f"<{form}", self.take(struct.calcsize(f"<{form}")))
 
 
-def strip_module(name):
-    """Return a PyTorch name without the ``module.`` that DataParallel puts before it."""
-    while name.startswith("module."):
-        name = name[len("module.") :]
-    return name
+def _read_array(reader: _Reader) -> np.ndarray:
+    """Return the next array of a ``.params`` file."""
+    (magic,) = reader.numbers("I")
+    if magic in (ARRAY_V2, ARRAY_V3):
+        storage, ndim = reader.numbers("ii")
+        if storage != 0:
+            raise CheckpointError("it holds a sparse array, which no network here has")
+    elif magic == ARRAY_V1:
+        (ndim,) = reader.numbers("i")
+    else:
+        ndim = magic
+    if not 0 < ndim <= MAX_DIMENSIONS:
+        raise CheckpointError(
+            f"the file is damaged: an array of {ndim} dimensions before byte {reader.position}"
+        )
+    legacy = magic not in (ARRAY_V1, ARRAY_V2, ARRAY_V3)
+    shape = reader.numbers(f"{ndim}{'I' if legacy else 'q'}")
+    _device, _index, flag = reader.numbers("iii")
+    if flag not in DTYPES or min(shape) < 1:
+        raise CheckpointError(
+            f"the file is damaged: shape {shape}, type {flag} before byte {reader.position}"
+        )
+    count = 1
+    for size in shape:
+        count *= size
+    dtype = np.dtype(DTYPES[flag])
+    return np.frombuffer(reader.take(count * dtype.itemsize), dtype).reshape(shape)
 
 
-def to_mxnet_name(torch_name):
-    """Return our name of a PyTorch parameter.
-
-    ``module.conv3.B01.conv_m1.bn.weight`` is ``conv3_B01_conv-m1_bn_gamma``;
-    ``conv3.B01_extra.gcn.conv2.weight`` is ``conv3_B01_extra_GCN-GHW_conv_weight``. A name that is
-    none of GloRe's is translated by the same rule: it then shows up as extra in :func:`check`.
-    :func:`to_torch_name` is the reverse.
-    """
-    path, _, leaf = strip_module(torch_name).rpartition(".")
-    for theirs, ours in MODULES:
-        if path == theirs or path.endswith("." + theirs):
-            path = path[: len(path) - len(theirs)] + ours
-            break
-    modules = [_BRANCH_OF_TORCH.sub(r"conv-\1", module) for module in path.split(".")]
-    # Batch and layer normalisations: gamma and beta are weight and bias there.
-    if re.search(r"(^|[_-])(bn|ln)$", modules[-1]):
-        leaf = dict(BATCH_NORM).get(leaf, leaf)
-    return "_".join([*modules, leaf]) if path else leaf
-
-
-def to_torch_name(name):
-    """Return the PyTorch name (without ``module.``) of one of our parameters.
-
-    The reverse of :func:`to_mxnet_name` for every name of the Kinetics networks.
+def read_params(path: str) -> Arrays:
+    """Return the arrays of a ``.params`` file by their names in the file; they are read-only.
 
     Raises
     ------
     CheckpointError
-        If the name is no parameter name: it ends in none of weight, bias, gamma, beta,
-        moving_mean, moving_var.
+        If the file is missing, empty, truncated, damaged or of another kind. It is never loaded
+        in part.
     """
-    match = re.match(r"^(?:(.+)_)?(weight|bias|gamma|beta|moving_mean|moving_var)$", name)
-    if match is None:
-        raise CheckpointError(f"{name} is no parameter name; PyTorch's name of it is not known")
-    path = match[1] or ""
-    leaf = {ours: theirs for theirs, ours in BATCH_NORM}.get(match[2], match[2])
-    ending = ""
-    for theirs, ours in MODULES:
-        if path == ours or path.endswith("_" + ours):
-            path, ending = path[: len(path) - len(ours)].rstrip("_"), theirs
-            break
-    modules = []
-    for part in path.split("_") if path else []:
-        if part == "extra" and modules:
-            modules[-1] += "_extra"
+    try:
+        with open(path, "rb") as stream:
+            content = memoryview(stream.read())
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror or error}") from error
+    if not content:
+        raise CheckpointError(f"{path} is empty")
+    if len(content) < 8 or struct.unpack("<Q", content[:8])[0] != LIST_MAGIC:
+        raise CheckpointError(f"{path} is no MXNet .params file{_what_else(bytes(content[:16]))}")
+    reader = _Reader(content)
+    try:
+        _magic, _reserved, count = reader.numbers("QQQ")
+        arrays = [_read_array(reader) for _ in range(count)]
+        (named,) = reader.numbers("Q")
+        names = [bytes(reader.take(reader.numbers("Q")[0])).decode() for _ in range(named)]
+    except (CheckpointError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"{path}: {error}") from error
+    if reader.position != len(content):
+        raise CheckpointError(
+            f"{path} is damaged: {len(content) - reader.position} bytes follow its end"
+        )
+    if len(names) != len(arrays) or len(set(names)) != len(names):
+        raise CheckpointError(
+            f"{path} does not name its arrays: {len(arrays)} arrays, {len(set(names))} names"
+        )
+    return dict(zip(names, arrays))
+
+
+def _what_else(start: bytes) -> str:
+    """Say what a file looks like by its first bytes."""
+    if start.startswith(ZIP_START) or STREAM_START.startswith(start[: len(STREAM_START)]):
+        return "; it looks like a PyTorch file (.pth)"
+    if start.startswith(b"\x80"):
+        return "; it looks like a pickle, which is not loaded: it could run anything"
+    if start.lstrip().startswith((b"{", b"<")):
+        return "; it is text"
+    return ""
+
+
+def write_params(path: str, arrays: Mapping[str, Any]) -> None:
+    """Write NDArrays or NumPy arrays to a ``.params`` file, which appears whole or not at all."""
+    content = {}
+    for name, value in arrays.items():
+        if isinstance(value, mx.nd.NDArray):
+            # The file says which device an array was on; a CPU is everywhere.
+            content[name] = value.as_in_context(mx.cpu())
         else:
-            modules.append(_BRANCH_OF_OURS.sub(r"conv_\1", part))
-    return ".".join([*modules, *([ending] if ending else []), leaf])
+            value = numpy_of(value, name)
+            content[name] = mx.nd.array(value, ctx=mx.cpu(), dtype=value.dtype)
+    with atomic_path(path) as temporary:
+        mx.nd.save(temporary, content)
 
 
-def to_torch_names(names):
-    """Return {our name: PyTorch name} for a Symbol's parameters, or for an iterable of names.
+def split(
+    params: Mapping[str, Any], where: str, symbol: Optional[mx.sym.Symbol] = None
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Split {name in a file: array} into arguments and auxiliary states.
+
+    Names without ``arg:`` and ``aux:``, as Gluon's save_parameters writes them, are told apart by
+    ``symbol``.
 
     Raises
     ------
     CheckpointError
-        If two names would be one in PyTorch, or one is no parameter name.
+        If one is there twice, or cannot be told apart.
     """
-    if isinstance(names, mx.sym.Symbol):
-        arguments = [n for n in names.list_arguments() if n != "data" and not is_label(n)]
-        names = arguments + names.list_auxiliary_states()
-    found = {name: to_torch_name(name) for name in names}
-    if len(set(found.values())) != len(found):
-        raise CheckpointError("two of these parameters have the same PyTorch name")
-    return found
+    parts: dict[str, dict[str, Any]] = {"arg": {}, "aux": {}}
+    states = set(symbol.list_auxiliary_states()) if symbol is not None else None
+    for name, value in params.items():
+        kind, colon, rest = name.partition(":")
+        if not (colon and kind in parts):
+            if states is None:
+                raise CheckpointError(
+                    f"{where}: {name[:80]!r} begins with neither arg: nor aux:; this is no "
+                    "checkpoint of a symbol"
+                )
+            kind, rest = ("aux" if name in states else "arg"), name
+        if rest in parts[kind]:
+            raise CheckpointError(f"{where}: {rest} is there twice")
+        parts[kind][rest] = value
+    return parts["arg"], parts["aux"]

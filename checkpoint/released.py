@@ -11,15 +11,14 @@ which is never run here.
 import argparse
 import bz2
 import contextlib
-import dataclasses
 import difflib
-import fcntl
 import glob
 import gzip
 import http.client
 import json
 import logging
 import lzma
+import math
 import os
 import posixpath
 import re
@@ -31,23 +30,39 @@ import urllib.error
 import urllib.parse
 import urllib.request
 import zlib
+from collections.abc import Iterator
+from typing import IO, Any, Optional
 
 from glore_common import (
     GloReError,
     UsageError,
     closest_first,
+    file_lock,
     progress,
     run_main,
     sha256_of,
     write_text,
 )
-from network.pretrained import epochs
-from network.specs import PUBLISHED_TOP1, ROWS, Spec
 
 from .params import CheckpointError, listing
+from .paths import SYMBOL, Files, epochs, stem_of
 
 LOGGER = logging.getLogger("glore")
 
+# Names, which are those of the networks, and top-1 accuracy in per cent of a single centre crop of
+# ImageNet-1k, as the project's README states it.
+RELEASED = {
+    "resnet50": 76.2,
+    "resnet50_w-glore_0-3": 78.4,
+    "resnet50_w-glore_2-3": 78.2,
+    "resnet50_w-se": 77.2,
+    "resnet50_w-se_w-glore_0-3": 78.7,
+    "resnet200_w-glore_0-3": 79.4,
+    "resnet200_w-glore_2-3": 79.7,
+    "resnext101-32x4d_w-glore_2-3": 79.8,
+    "dpn98_w-glore_2-3": 80.2,
+    "dpn131_w-glore_2-3": 80.3,
+}
 URL_PREFIX = "https://dl.fbaipublicfiles.com/glore/imagenet/"
 CHUNK = 1 << 20
 # The largest released checkpoint holds some 90 million values of 4 bytes.
@@ -64,91 +79,40 @@ class DownloadError(GloReError):
     """A released file that cannot be fetched or is not what it was; the message says what to do."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Released:
-    """One released checkpoint.
-
-    Attributes
-    ----------
-    spec : Spec
-        The row of the table of networks that it holds the weights of.
-    """
-
-    spec: Spec
-
-    @property
-    def name(self):
-        """The network's name, which is the tar's."""
-        return self.spec.name
-
-    @property
-    def tar(self):
-        """Name of the file."""
-        return f"{self.name}.tar"
-
-    @property
-    def url(self):
-        """Where the project published it."""
-        return URL_PREFIX + self.tar
-
-    @property
-    def published_top1(self):
-        """Single centre crop top-1 on ImageNet-1k in per cent, as the project's README states."""
-        return PUBLISHED_TOP1[self.name]
+def url_of(name: str) -> str:
+    """Return where the project published a checkpoint."""
+    return f"{URL_PREFIX}{name}.tar"
 
 
-RELEASED = {row.name: Released(row) for row in ROWS if row.name in PUBLISHED_TOP1 and row.ndim == 2}
-
-
-def list_released():
-    """Return the names of the released checkpoints, in the order of the table of networks."""
-    return list(RELEASED)
-
-
-def get_released(name):
-    """Return the entry of a released checkpoint.
-
-    Parameters
-    ----------
-    name : str
-        In any letter case, with or without ``.tar``.
+def released_name(text: str) -> str:
+    """Return the name of a released checkpoint, given in any letter case, also with ``.tar``.
 
     Raises
     ------
     UsageError
         When there is none of that name; the message lists all, the nearest first.
     """
-    known = {other.lower(): released for other, released in RELEASED.items()}
-    found = known.get(re.sub(r"\.tar$", "", name.lower()))
+    found = {name.lower(): name for name in RELEASED}.get(re.sub(r"\.tar$", "", text.lower()))
     if found is None:
         raise UsageError(
-            f"no released checkpoint is called {name!r}; nearest first: "
-            f"{', '.join(closest_first(name, RELEASED))}"
+            f"no released checkpoint is called {text!r}; nearest first: "
+            f"{', '.join(closest_first(text, RELEASED))}"
         )
     return found
 
 
-def default_root():
+def default_root() -> str:
     """Return where downloads are kept: ``$GLORE_HOME/released``, else ``~/.glore/released``."""
     home = os.environ.get("GLORE_HOME") or os.path.join(os.path.expanduser("~"), ".glore")
     return os.path.join(home, "released")
 
 
-@contextlib.contextmanager
-def _locked(root, name):
+def _lock(root: str, name: str) -> contextlib.AbstractContextManager:
     """Keep other processes from downloading or extracting ``name`` below ``root`` meanwhile."""
-    try:
-        os.makedirs(root, exist_ok=True)
-        stream = open(os.path.join(root, f".{name}.lock"), "a")  # noqa: SIM115
-    except OSError as error:
-        raise GloReError(f"{root} cannot be written to: {error.strerror or error}") from error
-    # Closing the file gives the lock back, also when the process dies.
-    with stream:
-        fcntl.flock(stream, fcntl.LOCK_EX)
-        yield
+    return file_lock(os.path.join(root, f".{name}.lock"), math.inf)
 
 
-def _read_json(path):
+def _read_json(path: str) -> Optional[dict]:
     """Return the dictionary in a file of ours, or None when there is none to be had."""
     try:
         with open(path, encoding="utf-8") as stream:
@@ -162,11 +126,11 @@ def _read_json(path):
     return content
 
 
-def _write_json(path, content):
+def _write_json(path: str, content: dict) -> None:
     write_text(path, json.dumps(content, indent=1, sort_keys=True) + "\n")
 
 
-def _is_tar(path):
+def _is_tar(path: str) -> bool:
     """Tell whether a file is a tar from its first header to the end of its last member."""
     try:
         with _open_tar(path) as archive:
@@ -175,7 +139,7 @@ def _is_tar(path):
         return False
 
 
-def _verify(path, url):
+def _verify(path: str, url: str) -> str:
     """Compare a tar with its record; the first time the record is made."""
     record_path = f"{path}.json"
     record = _read_json(record_path)
@@ -195,15 +159,15 @@ def _verify(path, url):
     return digest
 
 
-def _offline(released, url, path, reason):
+def _offline(name: str, url: str, path: str, reason: Any) -> DownloadError:
     return DownloadError(
-        f"{released.name} cannot be downloaded from {url}: {reason}. Where there is a network, "
+        f"{name} cannot be downloaded from {url}: {reason}. Where there is a network, "
         f"download that file and copy it to {path}; then run this again. (A part that was "
         "downloaded is kept and continued.)"
     )
 
 
-def _request(url, offset, part):
+def _request(url: str, offset: int, part: dict) -> urllib.request.Request:
     """Return a request for ``url``, from ``offset`` on if it is still the file of ``part``."""
     request = urllib.request.Request(url, headers={"Accept-Encoding": "identity"})
     if offset:
@@ -216,7 +180,7 @@ def _request(url, offset, part):
     return request
 
 
-def _resumed_total(headers, offset, part):
+def _resumed_total(headers: Any, offset: int, part: dict) -> Optional[int]:
     """Return the whole file's size if a 206 answer continues what we have, else None."""
     match = re.fullmatch(r"bytes (\d+)-\d+/(\d+)", headers.get("Content-Range") or "")
     if match is None or int(match[1]) != offset:
@@ -225,7 +189,7 @@ def _resumed_total(headers, offset, part):
     return total if part.get("total") in (None, total) else None
 
 
-def _transfer(released, url, path, timeout):
+def _transfer(name: str, url: str, path: str, timeout: float) -> Optional[int]:
     """Download ``url`` to ``path.part``, continuing what is there; return the size it must have."""
     partial, part_record = f"{path}.part", f"{path}.part.json"
     part = _read_json(part_record) or {}
@@ -255,35 +219,37 @@ def _transfer(released, url, path, timeout):
         _write_json(part_record, dict(record, modified=answer.headers.get("Last-Modified")))
         steps = None if total is None else -(-(total - offset) // CHUNK)
         chunks = iter(lambda: answer.read(CHUNK), b"")
-        for chunk in progress(chunks, f"Downloading {released.name}", steps, unit="MiB"):
+        for chunk in progress(chunks, f"Downloading {name}", steps, unit="MiB"):
             stream.write(chunk)
         stream.flush()
         os.fsync(stream.fileno())
     return total
 
 
-def _fetch(released, url, path, timeout):
+def _fetch(name: str, url: str, path: str, timeout: float) -> None:
     """Make ``path`` of ``url``, with its record."""
     partial, part_record = f"{path}.part", f"{path}.part.json"
     try:
-        total = _transfer(released, url, path, timeout)
+        total = _transfer(name, url, path, timeout)
     except (OSError, http.client.HTTPException, ValueError) as error:
         is_answer = isinstance(error, urllib.error.HTTPError)
         reason = error if is_answer else getattr(error, "reason", error)
-        raise _offline(released, url, path, reason) from error
+        raise _offline(name, url, path, reason) from error
     size = os.path.getsize(partial)
     if total is not None and size < total:
-        raise _offline(released, url, path, f"the connection ended after {size} of {total} bytes")
+        raise _offline(name, url, path, f"the connection ended after {size} of {total} bytes")
     if (total is not None and size > total) or not _is_tar(partial):
         os.remove(partial)
         os.remove(part_record)
-        raise _offline(released, url, path, "what came is no whole tar (perhaps a proxy's page)")
+        raise _offline(name, url, path, "what came is no whole tar (perhaps a proxy's page)")
     _write_json(f"{path}.json", {"url": url, "size": size, "sha256": sha256_of(partial)})
     os.replace(partial, path)
     os.remove(part_record)
 
 
-def download(name, root=None, url=None, timeout=60.0):
+def download(
+    name: str, root: Optional[str] = None, url: Optional[str] = None, timeout: float = 60.0
+) -> str:
     """Return a released tar, downloaded if it is not there yet, and checked.
 
     The SHA-256 is recorded beside the tar (``NAME.tar.json``) when it is first there and compared
@@ -292,13 +258,13 @@ def download(name, root=None, url=None, timeout=60.0):
 
     Parameters
     ----------
-    name : str
-        One of :func:`list_released`.
-    root : str, optional
+    name
+        One of :data:`RELEASED`.
+    root
         Folder of the tars; by default :func:`default_root`.
-    url : str, optional
+    url
         Another place to take it from: http, https or file.
-    timeout : float
+    timeout
         Seconds that the server may be silent.
 
     Returns
@@ -313,15 +279,15 @@ def download(name, root=None, url=None, timeout=60.0):
     DownloadError
         If it cannot be fetched (the message says what to put where), or is not what was recorded.
     """
-    released = get_released(name)
-    url = url or released.url
+    name = released_name(name)
+    url = url or url_of(name)
     if urllib.parse.urlsplit(url).scheme not in ("http", "https", "file"):
         raise UsageError(f"{url} is no http, https or file address")
     root = os.path.abspath(root or default_root())
-    path = os.path.join(root, released.tar)
-    with _locked(root, released.name):
+    path = os.path.join(root, f"{name}.tar")
+    with _lock(root, name):
         if not os.path.exists(path):
-            _fetch(released, url, path, timeout)
+            _fetch(name, url, path, timeout)
         _verify(path, url)
     return path
 
@@ -333,11 +299,11 @@ class _ShortReads:
     claim much.
     """
 
-    def __init__(self, stream):
+    def __init__(self, stream: IO[bytes]) -> None:
         self.stream = stream
         self.tell, self.seek, self.close = stream.tell, stream.seek, stream.close
 
-    def read(self, size=-1):
+    def read(self, size: int = -1) -> bytes:
         """Return up to ``size`` bytes, at most 16 MiB."""
         if not 0 <= size <= 16 * CHUNK:
             raise tarfile.ReadError(f"a header of {size} bytes")
@@ -345,7 +311,7 @@ class _ShortReads:
 
 
 @contextlib.contextmanager
-def _open_tar(path):
+def _open_tar(path: str) -> Iterator[tarfile.TarFile]:
     """Open a tar, also a gzip, bzip2 or xz compressed one, without trusting its headers."""
     with open(path, "rb") as stream:
         start = stream.read(6)
@@ -356,7 +322,7 @@ def _open_tar(path):
         yield archive
 
 
-def _safe_name(member, path):
+def _safe_name(member: tarfile.TarInfo, path: str) -> str:
     """Return a member's path below the target; refuse what may lie elsewhere or is no file."""
     name = member.name
     shown = f"{path}: {name[:200]!r}"
@@ -372,7 +338,9 @@ def _safe_name(member, path):
     return posixpath.normpath(name)
 
 
-def _unpack(archive, path, folder, max_bytes, max_members):
+def _unpack(
+    archive: tarfile.TarFile, path: str, folder: str, max_bytes: int, max_members: int
+) -> dict[str, str]:
     """Write an archive's files into the empty ``folder``; return their checksums by name."""
     seen, files, total = set(), [], 0
     for count, member in enumerate(archive, 1):
@@ -400,14 +368,14 @@ def _unpack(archive, path, folder, max_bytes, max_members):
     return {name: sha256_of(os.path.join(folder, *name.split("/"))) for name in files}
 
 
-def _digest_of(path):
+def _digest_of(path: str) -> str:
     try:
         return sha256_of(path)
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror or error}") from error
 
 
-def _is_whole(target, digest):
+def _is_whole(target: str, digest: str) -> bool:
     """Tell whether ``target`` is what was extracted from the tar of this checksum."""
     stamp = _read_json(os.path.join(target, STAMP))
     if stamp is None or stamp.get("tar_sha256") != digest:
@@ -416,7 +384,9 @@ def _is_whole(target, digest):
     return all(os.path.isfile(p) and sha256_of(p) == sha for p, sha in paths.items())
 
 
-def extract(tar, target, max_bytes=MAX_BYTES, max_members=MAX_MEMBERS):
+def extract(
+    tar: str, target: str, max_bytes: int = MAX_BYTES, max_members: int = MAX_MEMBERS
+) -> str:
     """Extract a checkpoint's tar safely: all of it appears in ``target``, or nothing.
 
     Refused are absolute paths and ``..``, links, devices and anything else that is no plain file
@@ -425,10 +395,11 @@ def extract(tar, target, max_bytes=MAX_BYTES, max_members=MAX_MEMBERS):
 
     Parameters
     ----------
-    tar : str
-    target : str
+    tar
+        Its path.
+    target
         Folder to make. If it is already there it must be whole and of this very tar.
-    max_bytes, max_members : int
+    max_bytes, max_members
         Limits of what comes out.
 
     Returns
@@ -453,18 +424,18 @@ def extract(tar, target, max_bytes=MAX_BYTES, max_members=MAX_MEMBERS):
             )
         return find_checkpoint(target)
     parent, name = os.path.split(target)
-    temporary = None
+    work = None
     try:
         os.makedirs(parent, exist_ok=True)
-        temporary = tempfile.mkdtemp(prefix=f".{name}.", dir=parent)
+        work = tempfile.mkdtemp(prefix=f".{name}.", dir=parent)
+        # mkdtemp makes a private folder; this one has the usual permissions.
+        temporary = os.path.join(work, name)
+        os.mkdir(temporary)
         with _open_tar(tar) as archive:
             files = _unpack(archive, tar, temporary, max_bytes, max_members)
         find_checkpoint(temporary, tar)
         record = {"tar": os.path.abspath(tar), "tar_sha256": digest, "files": files}
         _write_json(os.path.join(temporary, STAMP), record)
-        mask = os.umask(0)
-        os.umask(mask)
-        os.chmod(temporary, 0o777 & ~mask)
         os.rename(temporary, target)
     except DAMAGE as error:
         # Only the system's own errors have a number: no space, no permission, …
@@ -472,18 +443,19 @@ def extract(tar, target, max_bytes=MAX_BYTES, max_members=MAX_MEMBERS):
             raise GloReError(f"{tar} cannot be extracted to {target}: {error}") from error
         raise CheckpointError(f"{tar} is no tar, or is truncated or damaged: {error}") from error
     finally:
-        if temporary is not None:
-            shutil.rmtree(temporary, ignore_errors=True)
+        if work is not None:
+            shutil.rmtree(work, ignore_errors=True)
     return find_checkpoint(target)
 
 
-def find_checkpoint(folder, where=None):
+def find_checkpoint(folder: str, where: Optional[str] = None) -> str:
     """Return the ``.params`` file of the one checkpoint in a folder and those below it.
 
     Parameters
     ----------
-    folder : str
-    where : str, optional
+    folder
+        Searched with all below it.
+    where
         What messages call it.
 
     Raises
@@ -492,11 +464,7 @@ def find_checkpoint(folder, where=None):
         If there is not exactly one ``PREFIX-NNNN.params`` with its ``PREFIX-symbol.json``.
     """
     paths = glob.glob(os.path.join(glob.escape(folder), "**", "*.params"), recursive=True)
-    found = [
-        path
-        for path in sorted(paths)
-        if os.path.isfile(re.sub(r"(-\d{4,})?\.params$", "", path) + "-symbol.json")
-    ]
+    found = [path for path in sorted(paths) if os.path.isfile(Files(stem_of(path)).symbol)]
     if len(found) != 1:
         names = [os.path.relpath(path, folder) for path in found or sorted(paths)]
         raise CheckpointError(
@@ -506,16 +474,16 @@ def find_checkpoint(folder, where=None):
     return found[0]
 
 
-def locate(text, root=None):
+def locate(text: str, root: Optional[str] = None) -> str:
     """Return a path that the loaders accept for what a user gave as a checkpoint.
 
     Parameters
     ----------
-    text : str
+    text
         A file or a checkpoint's prefix stays itself; a tar is extracted below ``root``; a folder
-        stands for the one checkpoint in it; a name of :func:`list_released` is downloaded and
+        stands for the one checkpoint in it; a name of :data:`RELEASED` is downloaded and
         extracted below ``root``.
-    root : str, optional
+    root
         By default :func:`default_root`.
 
     Returns
@@ -537,35 +505,35 @@ def locate(text, root=None):
         stem = TAR_ENDING.sub("", os.path.basename(text))
         if stem == os.path.basename(text):
             return text
-        with _locked(root, stem):
+        with _lock(root, stem):
             # By content: another tar of the same name must not be taken for this one.
             target = os.path.join(root, "extracted", f"{stem}-{_digest_of(text)[:16]}")
             return extract(text, target)
     if os.path.isdir(text):
         return find_checkpoint(text)
-    if epochs(text) or os.path.exists(f"{text}-symbol.json"):
+    if epochs(text) or os.path.exists(text + SYMBOL):
         return text
     known = {other.lower(): other for other in RELEASED}
     if name in known:
-        tar = download(known[name], root)
-        with _locked(root, known[name]):
+        tar = download(name, root)
+        with _lock(root, known[name]):
             return extract(tar, os.path.join(root, known[name]))
     if os.sep not in text and difflib.get_close_matches(name, known, 1, 0.8):
-        get_released(text)
+        released_name(text)
     return text
 
 
-def table(root=None):
+def table(root: Optional[str] = None) -> str:
     """Return a Markdown table of the released checkpoints and whether they are below ``root``."""
     root = root or default_root()
     rows = ["| name | published top-1, % | address | here |", "|---|---:|---|---|"]
-    for name, released in RELEASED.items():
-        here = "yes" if os.path.exists(os.path.join(root, released.tar)) else ""
-        rows.append(f"| `{name}` | {released.published_top1} | {released.url} | {here} |")
+    for name, top1 in RELEASED.items():
+        here = "yes" if os.path.exists(os.path.join(root, f"{name}.tar")) else ""
+        rows.append(f"| `{name}` | {top1} | {url_of(name)} | {here} |")
     return "\n".join(rows)
 
 
-def main(argv=None):
+def main(argv: Optional[list[str]] = None) -> int:
     """Run the command; see ``python -m checkpoint.released --help``."""
     parser = argparse.ArgumentParser(prog="python -m checkpoint.released", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
@@ -595,7 +563,7 @@ def main(argv=None):
         for name in args.names:
             tar = download(name, args.root, args.url)
             print(tar)
-            print(extract(tar, os.path.join(os.path.dirname(tar), get_released(name).name)))
+            print(extract(tar, os.path.join(os.path.dirname(tar), released_name(name))))
     return 0
 
 

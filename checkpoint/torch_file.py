@@ -10,15 +10,14 @@ import os
 import pickle
 import struct
 import zipfile
-from collections import OrderedDict, namedtuple
+from collections import OrderedDict
+from collections.abc import Iterator
+from typing import IO, Any, Callable, NamedTuple
 
 import numpy as np
 
-from .params import CheckpointError
+from .params import STREAM_START, ZIP_START, Arrays, CheckpointError
 
-ZIP_START = b"PK\x03\x04"
-# First pickle of the older form: protocol 2, and an integer that marks the file.
-STREAM_START = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."
 _TYPES = {
     "DoubleStorage": "<f8",
     "FloatStorage": "<f4",
@@ -30,9 +29,27 @@ _TYPES = {
     "ByteStorage": "<u1",
     "BoolStorage": "<b1",
 }
-_Type = namedtuple("_Type", "dtype")
-_Storage = namedtuple("_Storage", "key dtype count")
-_Tensor = namedtuple("_Tensor", "storage offset shape strides")
+
+
+class _Type(NamedTuple):
+    dtype: str
+
+
+class _Storage(NamedTuple):
+    key: str
+    dtype: np.dtype
+    count: int
+
+
+class _Tensor(NamedTuple):
+    storage: _Storage
+    offset: int
+    shape: tuple
+    strides: tuple
+
+
+# From a storage to its values.
+_Load = Callable[[_Storage], np.ndarray]
 
 
 class _Rebuild:
@@ -83,26 +100,30 @@ class _Unpickler(pickle._Unpickler):
         return _Storage(str(key), np.dtype(storage_type.dtype), int(count))
 
 
-def _read_zip(stream):
+def _read_zip(stream: IO[bytes]) -> tuple[Any, _Load]:
     """Return (object, function from storage to array) of the zip form."""
     archive = zipfile.ZipFile(stream)
+    # PyTorch never compresses: what all parts unpack to is bounded by the file's own size.
+    if sum(info.file_size for info in archive.infolist()) > os.fstat(stream.fileno()).st_size:
+        raise CheckpointError("its parts unpack to more than the file's size")
     names = {name.partition("/")[2]: name for name in archive.namelist()}
     if "data.pkl" not in names:
         raise CheckpointError("it is a zip file but no PyTorch file: it holds no data.pkl")
-    if "byteorder" in names and archive.read(names["byteorder"]).strip() != b"little":
-        raise CheckpointError("it was written on a big-endian machine")
 
-    def content(part):
-        # PyTorch never compresses: what a part unpacks to is bounded by the file's own size.
+    def content(part: str) -> IO[bytes]:
         info = archive.getinfo(names[part])
         if info.compress_type != zipfile.ZIP_STORED:
             raise CheckpointError(f"its part {part} is compressed, which PyTorch never does")
         return archive.open(info)
 
+    if "byteorder" in names:
+        with content("byteorder") as order:
+            if order.read().strip() != b"little":
+                raise CheckpointError("it was written on a big-endian machine")
     with content("data.pkl") as pickled:
         found = _Unpickler(pickled).load()
 
-    def load(storage):
+    def load(storage: _Storage) -> np.ndarray:
         if f"data/{storage.key}" not in names:
             raise CheckpointError(f"its storage {storage.key} is missing")
         with content(f"data/{storage.key}") as part:
@@ -111,7 +132,7 @@ def _read_zip(stream):
     return found, load
 
 
-def _read_stream(stream):
+def _read_stream(stream: IO[bytes]) -> tuple[Any, _Load]:
     """Return (object, function from storage to array) of the older form."""
     size = os.fstat(stream.fileno()).st_size
     _magic, protocol, system = (_Unpickler(stream).load() for _ in range(3))
@@ -132,7 +153,7 @@ def _read_stream(stream):
         places[key] = (stream.tell(), count)
         stream.seek(length, os.SEEK_CUR)
 
-    def load(storage):
+    def load(storage: _Storage) -> np.ndarray:
         start, count = places[storage.key]
         stream.seek(start)
         return np.frombuffer(stream.read(count * storage.dtype.itemsize), storage.dtype)
@@ -140,7 +161,7 @@ def _read_stream(stream):
     return found, load
 
 
-def _tensors(found):
+def _tensors(found: Any) -> Iterator[_Tensor]:
     """Yield the tensors anywhere in nested dictionaries, lists and tuples, each container once."""
     waiting, seen = [found], set()
     while waiting:
@@ -152,7 +173,7 @@ def _tensors(found):
             waiting.extend(item.values() if isinstance(item, dict) else item)
 
 
-def _array(tensor, load):
+def _array(tensor: _Tensor, load: _Load) -> np.ndarray:
     """Return a tensor's values as an array of its own."""
     flat = load(tensor.storage)
     shape, strides, offset = tensor.shape, tensor.strides, tensor.offset
@@ -171,7 +192,7 @@ def _array(tensor, load):
     return view.copy()
 
 
-def state_dict_of(found, is_tensor):
+def state_dict_of(found: Any, is_tensor: Callable[[Any], bool]) -> dict[str, Any]:
     """Return the state dict in what a file holds: all of it, or its key ``state_dict``.
 
     Raises
@@ -189,12 +210,12 @@ def state_dict_of(found, is_tensor):
     return found
 
 
-def read_torch_file(path):
+def read_torch_file(path: str) -> Arrays:
     """Return the state dict of a PyTorch file.
 
     Parameters
     ----------
-    path : str
+    path
         A file of ``torch.save``: a state dict, or a dictionary with one under ``state_dict``.
 
     Returns
@@ -230,7 +251,7 @@ def read_torch_file(path):
         ) from error
 
 
-def read_with_torch(path):
+def read_with_torch(path: str) -> Arrays:
     """Do what :func:`read_torch_file` does with PyTorch's own ``torch.load(weights_only=True)``.
 
     Raises

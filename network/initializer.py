@@ -20,7 +20,8 @@ from collections import namedtuple
 
 import numpy as np
 
-from checkpoint.params import CheckpointError, compare, numpy_of, param_shapes, to_mxnet_name
+from checkpoint.params import CheckpointError, compare, numpy_of, param_shapes
+from checkpoint.torch_names import to_mxnet_name
 
 LOGGER = logging.getLogger("glore")
 

@@ -37,6 +37,8 @@ ones.
 import dataclasses
 from typing import NamedTuple, Optional
 
+from checkpoint.released import RELEASED
+
 from .symbol_basic import BNConf
 
 # RGB on the scale 0..1; the released networks were trained on (pixel - mean) * 0.0167.
@@ -504,14 +506,5 @@ ROWS = (
 PUBLISHED_TOP1 = {
     "RESNET50_GLORE": 68.0,
     "RESNET101_GLORE": 69.2,
-    "resnet50": 76.2,
-    "resnet50_w-glore_0-3": 78.4,
-    "resnet50_w-glore_2-3": 78.2,
-    "resnet50_w-se": 77.2,
-    "resnet50_w-se_w-glore_0-3": 78.7,
-    "resnet200_w-glore_0-3": 79.4,
-    "resnet200_w-glore_2-3": 79.7,
-    "resnext101-32x4d_w-glore_2-3": 79.8,
-    "dpn98_w-glore_2-3": 80.2,
-    "dpn131_w-glore_2-3": 80.3,
+    **RELEASED,
 }

@@ -3,6 +3,7 @@
 import os
 import signal
 import threading
+from typing import Any, Optional
 
 from glore_common import GloReError
 
@@ -12,13 +13,13 @@ class Interrupted(GloReError):
 
     Parameters
     ----------
-    number : int
+    number
         The signal.
-    message : str
+    message
         What was saved where.
     """
 
-    def __init__(self, number, message):
+    def __init__(self, number: int, message: str) -> None:
         super().__init__(f"{signal.Signals(number).name}: {message}")
         self.exit_code = 128 + number
 
@@ -28,28 +29,31 @@ class StopSignals:
 
     Attributes
     ----------
-    number : int or None
+    number
         The signal that came.
+    agreed
+        The one that all workers know of, as of their last step together.
     """
 
-    def __init__(self):
-        self.number = None
-        self._before = {}
+    def __init__(self) -> None:
+        self.number: Optional[int] = None
+        self.agreed: Optional[int] = None
+        self._before: dict[int, Any] = {}
 
-    def __enter__(self):
+    def __enter__(self) -> "StopSignals":
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM):
                 self._before[number] = signal.signal(number, self._remember)
         return self
 
-    def __exit__(self, *_):
+    def __exit__(self, *_: Any) -> None:
         self._restore()
 
-    def _restore(self):
+    def _restore(self) -> None:
         while self._before:
             signal.signal(*self._before.popitem())
 
-    def _remember(self, number, _frame):
+    def _remember(self, number: int, _frame: Any) -> None:
         self.number = number
         self._restore()
         # No logging in a signal handler: it may have interrupted the logging.

@@ -8,41 +8,25 @@ and a checkpoint; the schedule is that of the original project (facebookresearch
 
 import contextlib
 import dataclasses
-import json
 import logging
-import os
 import time
-from typing import Optional
+from collections.abc import Iterator
+from typing import Any, Callable, Optional
 
-from checkpoint.store import (
-    CheckpointStore,
-    Position,
-    TaskLock,
-    differing_settings,
-    wait_for_checkpoint,
-)
+from checkpoint.store import task_lock
 from glore_common import GloReError, UsageError
 from mxnet_compat import mx
 
 from .batches import BatchStream, epoch_bounds, spread_batches
-from .config import RunConfig
 from .interrupt import Interrupted, StopSignals
 from .metric import StreamingMetrics, means_of
+from .options import TrainOptions
 from .precise_bn import affine_names, estimate_statistics, only_trainable
 from .report import Reporter, best_row
+from .saving import Checkpoints
+from .state import contexts_of_block
 from .step import Learner, derived_seed
 from .workers import Group, is_distributed
-
-__all__ = [
-    "BatchStream",
-    "Interrupted",
-    "Learner",
-    "NonFiniteError",
-    "RunConfig",
-    "Summary",
-    "epoch_bounds",
-    "train_and_evaluate",
-]
 
 LOGGER = logging.getLogger("glore.train")
 # Steps that may be queued on a device before Python waits: enough to keep it busy, few enough for
@@ -62,17 +46,17 @@ class Summary:
 
     Attributes
     ----------
-    history : list of dict
+    history
         One row per logged epoch; see ``train.report.COLUMNS``.
-    best : dict or None
+    best
         The row with the highest validation top-1.
-    checkpoint : str or None
+    checkpoint
         Stem of the last checkpoint that this run wrote or started from.
-    steps : int
+    steps
         Optimiser steps done, resumed ones included.
     """
 
-    history: list
+    history: list[dict]
     best: Optional[dict]
     checkpoint: Optional[str]
     steps: int
@@ -83,107 +67,68 @@ class Session:
 
     Parameters
     ----------
-    learner : Learner
+    learner
         What learns.
-    train_data, val_data : BatchStream
+    train_data, val_data
         ``val_data`` may be None.
-    schedule : callable
+    schedule
         Learning rate of a step (from 1).
-    run : RunConfig
+    options
         How the run is carried out.
-    reporter : train.report.Reporter
+    reporter
         Who hears of it.
-    settings : dict
-        Kept in checkpoints.
-    stop : StopSignals
+    checkpoints
+        Where it starts from and what it leaves.
+    stop
         Who may end it.
     """
 
-    def __init__(self, learner, train_data, val_data, schedule, run, reporter, settings, stop):
+    def __init__(
+        self,
+        learner: Learner,
+        train_data: BatchStream,
+        val_data: Optional[BatchStream],
+        schedule: Callable[[int], float],
+        options: TrainOptions,
+        reporter: Reporter,
+        checkpoints: Checkpoints,
+        stop: StopSignals,
+    ) -> None:
         self.learner = learner
+        self.group = learner.group
         self.train_data = train_data
         self.val_data = val_data
         self.schedule = schedule
-        self.run = run
+        self.options = options
+        self.run = options.run
+        self.div = options.run.epoch_div_factor or 1
         self.reporter = reporter
-        self.settings = settings
+        self.checkpoints = checkpoints
         self.stop = stop
-        self.group = learner.group
-        self.agreed_signal = None
-        self.store = CheckpointStore(run.model_dir, run.task_name, run.keep)
-        self.position = Position()
         self.metrics = StreamingMetrics()
-        self.last_saved = None
-        self.last_order = None
-
-    @property
-    def lr(self):
-        """Learning rate of the step last done, or of the first one."""
-        return self.schedule(max(self.position.step, 1))
-
-    def choose(self):
-        """Return the checkpoint to start from, worker 0's choice, or None."""
-        if not self.group.is_main:
-            answer = json.loads(self.group.broadcast_text(""))
-            if answer["error"] is not None:
-                raise GloReError(f"worker 0 cannot start: {answer['error']}")
-            return wait_for_checkpoint(answer["path"]) if answer["path"] else None
-        checkpoint, error = None, None
-        try:
-            if self.run.overwrite:
-                self.store.overwrite(self.run.resume)
-            checkpoint = self.store.choose(self.run.resume)
-        except GloReError as problem:
-            error = problem
-        path = os.path.abspath(checkpoint.path) if checkpoint else None
-        self.group.broadcast_text(json.dumps({"path": path, "error": error and str(error)}))
-        if error is not None:
-            raise error
-        return checkpoint
-
-    def resume(self):
-        """Start from the checkpoint that ``run.resume`` asks for, if any."""
-        checkpoint = self.choose()
-        if checkpoint is None:
-            return
-        for line in differing_settings(self.settings, checkpoint.settings):
-            LOGGER.warning("Not as when the checkpoint was written: %s", line)
-        changed = {
-            name
-            for name in ("batches", "epoch_div_factor")
-            if self.settings[name] != checkpoint.settings.get(name)
-        }
-        if changed and checkpoint.position.batch:
-            raise UsageError(
-                f"{checkpoint.path} lies within an epoch, where {' and '.join(sorted(changed))} "
-                "must be as they were: keep the data and the batch size, or resume from an epoch's "
-                "checkpoint"
-            )
-        self.position = self.store.load(checkpoint, self.learner.block, self.learner.trainer)
-        self.learner.steps = self.position.step
-        self.learner.scaler.restore(self.position.loss_scale)
+        self.position = checkpoints.resume()
         # They are sums over all workers: one of them goes on with them.
         if self.position.totals is not None and self.group.is_main:
             self.metrics.restore(self.position.totals)
-        self.last_saved, self.last_order = checkpoint.path, self.position.order()
-        LOGGER.info(
-            "Resumed from %s: step %d, logged epoch %d, batch %d",
-            checkpoint.path,
-            self.position.step,
-            self.position.epoch + 1,
-            self.position.batch,
-        )
 
     @property
-    def own_seed(self):
-        """What makes this worker's randomness (dropout, mixup) differ from the others'."""
-        return () if self.group.is_main else (self.group.rank,)
+    def lr(self) -> float:
+        """Learning rate of the step last done, or of the first one."""
+        return self.schedule(max(self.position.step, 1))
 
-    def enough(self):
+    def enough(self) -> bool:
         """Return whether ``max_steps`` are done."""
         return self.run.max_steps is not None and self.position.step >= self.run.max_steps
 
-    def check_finite(self):
+    def done(self) -> bool:
+        """Return whether the run has come to its end."""
+        return self.position.epoch >= (self.run.end_epoch or 0) or self.enough()
+
+    def totals(self) -> dict[str, float]:
+        """Return the metric sums of the logged epoch over all workers."""
+        return self.group.sum_totals(self.metrics.totals())
+
+    def check_finite(self) -> None:
         """Raise NonFiniteError if the loss, a parameter or a gradient is not finite.
 
         The parameters are looked at as well, since oneDNN's relu turns NaN into 0: a broken
@@ -199,92 +144,78 @@ class Session:
         else:
             return
         last = (
-            f"The last good checkpoint is {self.last_saved}"
-            if self.last_saved
-            else ("There is no checkpoint yet")
+            f"The last good checkpoint is {self.checkpoints.last}"
+            if self.checkpoints.last
+            else "There is no checkpoint yet"
         )
         raise NonFiniteError(
             f"{what} (learning rate {lr:.4g}). {last}. Try a smaller --lr-base or a longer warm-up."
         )
 
-    def totals(self):
-        """Return the metric sums of the logged epoch over all workers."""
-        return self.summed(self.metrics.totals())
-
-    def summed(self, totals):
-        """Return metric sums over all workers, which call this at the same place."""
-        sums = self.group.sum(list(totals.values())).tolist()
-        return dict(zip(totals, sums), samples=round(sums[list(totals).index("samples")]))
-
-    def save(self, path, together=True):
+    def save(self, path: str, together: bool = True) -> None:
         """Write a checkpoint unless this position has been saved or is the very start.
 
         Parameters
         ----------
-        path : str
+        path
             From the store.
-        together : bool
+        together
             Whether all workers are here. If not, what needs the others is as it was when they
             last were: metric sums, and an optimiser's state that is on servers.
         """
-        if self.position.step == 0 or self.position.order() == self.last_order:
+        position, learner = self.position, self.learner
+        if self.checkpoints.has(position):
             return
         self.check_finite()
-        learner = self.learner
-        with self.group.progress.phase("saving"):
+        with self.group.heartbeat.phase("saving"):
             if together:
-                self.position.totals = self.totals()
-                learner.trainer.fetch(self.position.step)
-            self.position.loss_scale = learner.scaler.state()
-            self.last_saved, self.last_order = path, self.position.order()
-            if not self.group.is_main:
-                return
-            self.store.save(path, learner.block, learner.trainer, self.position, self.settings)
-            best = best_row(self.position.history)
-            self.store.prune(path, best["epoch"] if best else None)
+                position.totals = self.totals()
+                learner.trainer.fetch(position.step)
+            position.loss_scale = learner.scaler.state()
+            self.checkpoints.save(path, position)
 
-    def save_step(self, together=True):
+    def save_step(self, together: bool = True) -> None:
         """Write a checkpoint of the position within the logged epoch."""
-        self.save(self.store.step_path(self.position.step), together)
+        self.save(self.checkpoints.store.step_path(self.position.step), together)
 
-    def agree(self, batches):
+    def agree(self, batches: list) -> int:
         """Agree on a step with the other workers; return how many samples it has.
 
         All of them hear of a signal at the same step: what each of them was doing else would
         leave some waiting for ever.
         """
         own = sum(data.shape[0] for data, _ in batches)
-        samples, self.agreed_signal = self.group.agree(own, self.stop.number)
-        self.group.progress.tick("compute", self.position.step)
+        samples, self.stop.agreed = self.group.agree(own, self.stop.number)
+        self.group.heartbeat.tick("compute", self.position.step)
         return samples
 
-    def obey(self, save=True, together=False):
+    def obey(self, save: bool = True, together: bool = False) -> None:
         """If a signal came, save (unless told not to) and raise Interrupted.
 
         Parameters
         ----------
-        save : bool
+        save
             Whether there is something that could be saved.
-        together : bool
+        together
             Whether the workers just agreed on a step.
         """
         together = together and self.group.in_step
-        number = self.agreed_signal if together else self.stop.number
+        number = self.stop.agreed if together else self.stop.number
         if number is None:
             return
         self.reporter.end_bar()
         if save:
             self.save_step(together or self.group.size == 1)
-        if self.last_saved is None:
+        if self.checkpoints.last is None:
             raise Interrupted(number, "stopped; no step was done, nothing was saved")
         raise Interrupted(
             number,
-            f"stopped after step {self.position.step}, saved as {self.last_saved}. Continue with "
-            "the same command and --resume auto.",
+            f"stopped after step {self.position.step}, saved as {self.checkpoints.last}. Continue "
+            "with the same command and --resume auto.",
         )
 
     @contextlib.contextmanager
-    def guarded_input(self):
+    def guarded_input(self) -> Iterator[None]:
         """Save what was learnt if reading fails; workers die of a signal to the whole group."""
         try:
             yield
@@ -293,12 +224,26 @@ class Session:
             self.save_step(together=self.group.size == 1)
             raise
 
-    def train_epoch(self):
-        """Train to the end of the logged epoch, or until ``max_steps`` are done."""
+    def train_step(self, batches: list) -> float:
+        """Take one step on batches; return its learning rate."""
+        position = self.position
+        samples = self.agree(batches)
+        step = position.step + 1
+        lr = self.schedule(step)
+        seed = derived_seed(self.run.random_seed, step, *self.group.seed)
+        for result in self.learner.step(batches, lr, seed, samples):
+            self.metrics.update(*result, step=step)
+        ahead = STEPS_AHEAD * len(batches) * len(self.learner.contexts)
+        self.metrics.wait_for_all_but(ahead)
+        position.step = step
+        position.batch += len(batches)
+        self.reporter.advance(len(batches))
+        return lr
+
+    def train_epoch(self) -> bool:
+        """Train to the end of the logged epoch (True), or until ``max_steps`` are done."""
         position, run = self.position, self.run
-        pass_index, first, last = epoch_bounds(
-            position.epoch, self.train_data.batches, run.epoch_div_factor
-        )
+        pass_index, first, last = epoch_bounds(position.epoch, self.train_data.batches, self.div)
         size = last - first
         self.train_data.seek(pass_index, first + position.batch)
         self.reporter.start_bar(f"Epoch {position.epoch + 1}", size, position.batch)
@@ -309,21 +254,12 @@ class Session:
         while position.batch < size and not self.enough():
             chunk = min(run.accumulate, size - position.batch)
             before = time.perf_counter()
-            self.group.progress.tick("input", position.step)
+            self.group.heartbeat.tick("input", position.step)
             with self.guarded_input():
                 batches = [self.train_data.read() for _ in range(chunk)]
             position.waited += time.perf_counter() - before
-            samples = self.agree(batches)
-            step = position.step + 1
-            lr = self.schedule(step)
-            seed = derived_seed(run.seed, step, *self.own_seed)
-            for result in self.learner.step(batches, lr, seed, samples):
-                self.metrics.update(*result, step=step)
-            self.metrics.wait_for_all_but(STEPS_AHEAD * chunk * len(self.learner.contexts))
-            position.step = step
-            position.batch += chunk
-            self.reporter.advance(chunk)
-            due = position.batch % run.log_frequency < chunk
+            lr = self.train_step(batches)
+            due = position.batch % self.options.logging.log_frequency < chunk
             if due or position.batch == size or self.enough():
                 self.check_finite()
                 totals, now = sums(), time.perf_counter()
@@ -333,8 +269,9 @@ class Session:
                 printed, printed_at = totals, now
             now = time.perf_counter()
             position.seconds, mark = position.seconds + now - mark, now
+            every = self.options.checkpoints.save_every_steps
             # At the end of an epoch its own checkpoint follows at once, after the validation.
-            if run.save_every_steps and step % run.save_every_steps == 0 and position.batch < size:
+            if every and position.step % every == 0 and position.batch < size:
                 self.save_step()
             self.obey(together=True)
         self.reporter.end_bar()
@@ -345,52 +282,52 @@ class Session:
             self.learner.trainer.fetch(position.step)
         return position.batch == size
 
-    def precise_bn(self):
+    def precise_bn(self) -> None:
         """Tune BatchNorm's gammas and betas, and estimate its statistics anew."""
-        plan, run, epoch = self.run.precise_bn, self.run, self.position.epoch
+        tune, estimate = self.options.precise_bn.precise_bn_batches
+        epoch = self.position.epoch
         block, contexts = self.learner.block, self.learner.contexts
-        total = plan.tune_batches + plan.estimate_batches
-        self.reporter.start_bar(f"Epoch {epoch + 1} precise BN", total)
+        self.reporter.start_bar(f"Epoch {epoch + 1} precise BN", tune + estimate)
         self.train_data.seek(PRECISE_BN_PASS + epoch, 0)
 
-        def batches(count, offset, together):
+        def batches(count: int, offset: int, together: bool) -> Iterator[tuple[int, tuple]]:
             for index in range(count):
                 # Between here and its own checkpoint there is nothing that could be saved.
                 self.obey(save=False, together=together)
-                seed = derived_seed(run.seed, epoch, offset + index, 1, *self.own_seed)
-                self.group.progress.tick("input")
-                yield seed, self.train_data.read()
+                parts = (epoch, offset + index, 1, *self.group.seed)
+                self.group.heartbeat.tick("input")
+                yield derived_seed(self.run.random_seed, *parts), self.train_data.read()
                 self.reporter.advance()
 
-        def inputs():
-            for seed, (data, _) in batches(plan.estimate_batches, plan.tune_batches, False):
+        def inputs() -> Iterator[mx.nd.NDArray]:
+            for seed, (data, _) in batches(estimate, tune, False):
                 mx.random.seed(seed)
                 yield data if isinstance(data, mx.nd.NDArray) else mx.nd.array(data)
 
         with only_trainable(block, affine_names(block)):
-            for seed, batch in batches(plan.tune_batches, 0, True):
+            for seed, batch in batches(tune, 0, True):
                 samples = self.agree([batch])
                 losses, _, _ = self.learner.step([batch], self.lr, seed, samples)[0]
                 losses[0].wait_to_read()
-        estimate_statistics(block, contexts, inputs(), run.dtype)
+        estimate_statistics(block, contexts, inputs(), self.learner.dtype)
         self.reporter.end_bar()
         self.check_finite()
 
-    def validate(self):
+    def validate(self) -> Optional[dict[str, float]]:
         """Return the validation's mean metrics, or None without validation data."""
         if self.val_data is None:
             return None
-        div = self.run.epoch_div_factor
-        if self.run.max_val_batches:
-            div = max(div, -(-self.val_data.batches // self.run.max_val_batches))
+        div = self.div
+        if self.run.val_batch_limit:
+            div = max(div, -(-self.val_data.batches // self.run.val_batch_limit))
         runs = spread_batches(self.val_data.batches, div)
         metrics = StreamingMetrics()
-        label = f"Epoch {self.position.epoch + 1} validation"
-        self.reporter.start_bar(label, sum(stop - start for start, stop in runs))
+        title = f"Epoch {self.position.epoch + 1} validation"
+        self.reporter.start_bar(title, sum(stop - start for start, stop in runs))
         for start, stop in runs:
-            self.val_data.seek(0, start)
+            self.val_data.seek(0, start, stop)
             for _ in range(start, stop):
-                self.group.progress.tick("validation")
+                self.group.heartbeat.tick("validation")
                 with self.guarded_input():
                     data, label = self.val_data.read()
                 metrics.update(*self.learner.predict(data, label))
@@ -398,26 +335,26 @@ class Session:
                 self.reporter.advance()
                 self.obey()
         self.reporter.end_bar()
-        return means_of(self.summed(metrics.totals()))
+        return means_of(self.group.sum_totals(metrics.totals()))
 
-    def row(self, validation, seconds):
+    def row(self, validation: Optional[dict[str, float]], seconds: float) -> dict[str, Any]:
         """Return the history's row for the current logged epoch."""
         position = self.position
         totals = self.totals()
-        train, validation = means_of(totals), validation or {}
+        train, measured = means_of(totals), validation or {}
         return {
             "epoch": position.epoch + 1,
             "step": position.step,
             "lr": self.lr,
             **{f"train_{name}": train[name] for name in self.metrics.names},
-            **{f"val_{name}": validation.get(name) for name in self.metrics.names},
+            **{f"val_{name}": measured.get(name) for name in self.metrics.names},
             "train_seconds": round(position.seconds, 3),
-            "val_seconds": round(seconds, 3) if validation else None,
+            "val_seconds": round(seconds, 3) if measured else None,
             "samples_per_second": round(totals["samples"] / max(position.seconds, 1e-9), 3),
             "input_wait": round(position.waited / max(position.seconds, 1e-9), 4),
         }
 
-    def run_epoch(self):
+    def run_epoch(self) -> list[dict]:
         """Do what is left of the logged epoch; save it, or the position within it.
 
         Returns
@@ -427,12 +364,13 @@ class Session:
             is shown, but not kept in the checkpoint: it is made anew when the epoch ends.
         """
         position = self.position
+        precise_bn = self.options.precise_bn.precise_bn
         complete = True
         if position.phase == "train":
             complete = self.train_epoch()
             if complete:
-                position.phase = "precise_bn" if self.run.precise_bn else "validate"
-            if not complete or self.run.precise_bn:
+                position.phase = "precise_bn" if precise_bn else "validate"
+            if not complete or precise_bn:
                 self.save_step()
         if position.phase == "precise_bn":
             self.precise_bn()
@@ -447,59 +385,71 @@ class Session:
             position.batch, position.phase = 0, "train"
             position.seconds = position.waited = 0.0
             self.metrics.reset()
-            due = position.epoch % self.run.save_frequency == 0
-            if due or position.epoch == self.run.end_epoch or self.enough():
-                self.save(self.store.epoch_path(position.epoch))
+            if position.epoch % self.options.checkpoints.save_frequency == 0 or self.done():
+                self.save(self.checkpoints.store.epoch_path(position.epoch))
         self.reporter.epoch_end(history)
         return history
 
 
+def open_streams(
+    train_data: Any, val_data: Any, div: int, group: Group
+) -> tuple[BatchStream, Optional[BatchStream]]:
+    """Return the data as streams of batches, once they are known to suffice."""
+    train_stream = BatchStream(train_data, "training")
+    val_stream = None
+    if val_data is not None:
+        val_stream = BatchStream(val_data, "validation", may_be_empty=group.size > 1)
+    group.check_equal("the number of training batches", train_stream.batches)
+    if div > train_stream.batches:
+        raise UsageError(
+            f"a pass of {train_stream.batches} batches cannot be divided into "
+            f"{div} logged epochs: use a smaller batch or epoch_div_factor 1"
+        )
+    return train_stream, val_stream
+
+
 def train_and_evaluate(
-    block,
-    train_data,
-    val_data,
-    optimizer,
-    schedule,
-    run,
-    contexts=None,
-    batch_hook=None,
-    reporter=None,
-    settings=None,
-    group=None,
-):
+    block: mx.gluon.Block,
+    train_data: Any,
+    val_data: Any,
+    options: TrainOptions,
+    *,
+    optimizer: mx.optimizer.Optimizer,
+    schedule: Callable[[int], float],
+    batch_hook: Optional[Callable] = None,
+    reporter: Optional[Reporter] = None,
+    model: Optional[dict] = None,
+    group: Optional[Group] = None,
+) -> Summary:
     """Train a block, validate it after each logged epoch, and keep checkpoints.
 
     Parameters
     ----------
-    block : mxnet.gluon.Block
-        Maps data to logits (n, classes); initialised on ``contexts`` (deferred shapes are fine)
-        and of type ``run.dtype``. Its ``symbol``, if it has one, is saved with the checkpoints.
-    train_data, val_data : sized iterable of (data, label)
-        See :class:`train.batches.BatchStream`; ``val_data`` may be None. Data (n, ...), labels
-        (n,).
-    optimizer : mxnet.optimizer.Optimizer
+    block
+        Maps data to logits (n, classes); of type ``options.devices.dtype``, and initialised
+        (deferred shapes are fine) on the devices that it is to learn on. Its ``symbol``, if it has one, is saved with the
+        checkpoints.
+    train_data, val_data
+        Sized iterables of (data, label), see :class:`train.batches.BatchStream`; ``val_data`` may
+        be None. Data (n, ...), labels (n,).
+    options
+        How the run is carried out, all settled. If they have more groups than ``TrainOptions``,
+        these are kept in the checkpoints and compared too.
+    optimizer
         E.g. :class:`train.optimizer.NesterovSGD`; parameters bring their own ``lr_mult`` and
         ``wd_mult``.
-    schedule : callable
+    schedule
         Maps a step (from 1) to a learning rate; see ``train.schedule``.
-    run : RunConfig
-        How the run is carried out.
-    contexts : list of mxnet.Context, optional
-        Devices; the CPU by default.
-    batch_hook : callable, optional
+    batch_hook
         See :class:`train.step.Learner`.
-    reporter : train.report.Reporter, optional
+    reporter
         Writes history, curves and events; a default one under ``./exps/logs``.
-    settings : dict, optional
-        More of the run's settings (JSON values), kept in its checkpoints and compared when it is
-        resumed.
-    group : train.workers.Group, optional
+    model
+        Describes the network in the manifests (JSON values), see
+        :class:`checkpoint.manifest.Manifest`.
+    group
         The workers of a distributed run, from :func:`train.workers.join`; each has its own
         share of the data. Files are written by worker 0.
-
-    Returns
-    -------
-    Summary
 
     Raises
     ------
@@ -511,51 +461,35 @@ def train_and_evaluate(
         When a checkpoint cannot be read, does not fit, or would be overwritten.
     """
     started = time.perf_counter()
-    contexts = list(contexts or [mx.cpu()])
-    group = group or Group()
-    if is_distributed(run.kvstore) and group.store is None:
-        raise UsageError(f"{run.kvstore} needs a group of workers: see train.workers.join")
-    reporter = reporter or Reporter(run.task_name, files=group.is_main)
-    train_stream = BatchStream(train_data, "training")
-    val_stream = None
-    if val_data is not None:
-        val_stream = BatchStream(val_data, "validation", may_be_empty=group.size > 1)
-    group.check_equal("the number of training batches", train_stream.batches)
-    if run.epoch_div_factor > train_stream.batches:
+    options.check()
+    kept, group = options.checkpoints, group or Group()
+    if is_distributed(options.devices.kv_store) and group.store is None:
         raise UsageError(
-            f"a pass of {train_stream.batches} batches cannot be divided into "
-            f"{run.epoch_div_factor} logged epochs: use a smaller batch or epoch_div_factor 1"
+            f"{options.devices.kv_store} needs a group of workers: see train.workers.join"
         )
-    settings = {
-        **(settings or {}),
-        "batches": train_stream.batches,
-        "epoch_div_factor": run.epoch_div_factor,
-        "seed": run.seed,
-        "accumulate": run.accumulate,
-        **({"workers": group.size} if group.size > 1 else {}),
-    }
-    # As they come back from a manifest: a tuple as a list, and so on.
-    settings = json.loads(json.dumps(settings))
-    learner = Learner(block, optimizer, contexts, run, batch_hook, group, schedule)
+    reporter = reporter or Reporter(kept.task_name, files=group.is_main)
+    div = options.run.epoch_div_factor or 1
+    train_stream, val_stream = open_streams(train_data, val_data, div, group)
+    contexts = contexts_of_block(block)
+    learner = Learner(block, optimizer, contexts, options, batch_hook, group, schedule)
+    checkpoints = Checkpoints(learner, options, model, train_stream.batches)
     with StopSignals() as stop, contextlib.ExitStack() as closing:
         closing.callback(train_stream.close)
         if val_stream is not None:
             closing.callback(val_stream.close)
         closing.callback(reporter.close)
-        if group.is_main and not run.share_task:
-            lock = TaskLock(run.model_dir, run.task_name)
-            lock.acquire()
-            closing.callback(lock.release)
+        if group.is_main and not kept.share_task_name:
+            closing.enter_context(task_lock(kept.model_dir, kept.task_name))
         session = Session(
-            learner, train_stream, val_stream, schedule, run, reporter, settings, stop
+            learner, train_stream, val_stream, schedule, options, reporter, checkpoints, stop
         )
-        session.resume()
-        reporter.open(session.position.step)
-        history = session.position.history
-        if session.position.epoch >= run.end_epoch or session.enough():
-            LOGGER.info("This run is already complete: step %d", session.position.step)
-        while session.position.epoch < run.end_epoch and not session.enough():
+        position = session.position
+        reporter.open(position.step)
+        history = position.history
+        if session.done():
+            LOGGER.info("This run is already complete: step %d", position.step)
+        while not session.done():
             history = session.run_epoch()
             session.obey()
-        reporter.finish(history, session.last_saved, started)
-    return Summary(history, best_row(history), session.last_saved, session.position.step)
+        reporter.finish(history, checkpoints.last, started)
+    return Summary(history, best_row(history), checkpoints.last, position.step)

@@ -5,6 +5,7 @@ import dataclasses
 import os
 from typing import Optional, Union
 
+from checkpoint.paths import task_epoch
 from glore_common import UsageError
 from glore_options import (
     Alias,
@@ -27,6 +28,15 @@ from .schedule import SCHEDULES
 # Of one process, and of the workers of a job.
 KV_STORES = ("device", "local", "nccl", "dist_sync", "dist_device_sync", "dist_async")
 DYNAMIC = "dynamic"
+# Options of TrainOptions that are 1 or more, whoever sets them.
+POSITIVE = (
+    "end_epoch",
+    "epoch_div_factor",
+    "max_steps",
+    "accumulate",
+    "log_frequency",
+    "save_frequency",
+)
 
 
 def gpu_list(text: str) -> tuple[int, ...]:
@@ -109,6 +119,11 @@ class PreciseBNOptions(Options):
         metavar="TUNE,ESTIMATE",
     )
 
+    @property
+    def batches(self) -> int:
+        """Batches after each logged epoch; 0 without precise BatchNorm."""
+        return sum(self.precise_bn_batches) if self.precise_bn else 0
+
 
 @dataclasses.dataclass
 class RunOptions(Options):
@@ -146,6 +161,19 @@ class RunOptions(Options):
         "share of each target that is spread over all classes",
         kind=number(float, 0.0, 0.99),
     )
+
+    def settle_epoch_div_factor(self, default: int, batches: int) -> None:
+        """Set ``epoch_div_factor``, if it was not given: ``default``, but at least a batch each."""
+        if self.epoch_div_factor is None:
+            self.epoch_div_factor = max(1, min(default, batches))
+
+    @property
+    def val_batch_limit(self) -> int:
+        """Most batches of a validation; 0 for no limit.
+
+        A trial of a few steps is not followed by a validation that takes far longer.
+        """
+        return (self.max_steps or 0) if self.max_val_batches is None else self.max_val_batches
 
 
 @dataclasses.dataclass
@@ -274,6 +302,14 @@ class CheckpointOptions(Options):
                 raise UsageError(f"--model-prefix {self.model_prefix} ends in no name: DIR/NAME")
             self.model_dir, self.task_name = folder or ".", name
 
+    def start(self) -> str:
+        """Return what to start from: ``none``, ``auto`` or the path of a checkpoint."""
+        if self.resume_epoch < 0:
+            return self.resume
+        if self.resume != "none":
+            raise UsageError("give --resume or --resume-epoch, not both")
+        return task_epoch(self.model_dir, self.task_name, self.resume_epoch).stem
+
 
 @dataclasses.dataclass
 class LoggingOptions(Options):
@@ -304,3 +340,36 @@ class TrainOptions(JobOptions):
     devices: TrainDeviceOptions = group(TrainDeviceOptions)
     checkpoints: CheckpointOptions = group(CheckpointOptions)
     logging: LoggingOptions = group(LoggingOptions)
+
+    def check(self) -> None:
+        """Find, before work begins, options that are impossible or do not go together.
+
+        Raises
+        ------
+        UsageError
+            Naming the options.
+        """
+        for name in POSITIVE:
+            members, _ = self.fields()[name]
+            value = getattr(members, name)
+            if value is not None and value < 1:
+                raise UsageError(f"{name} must be 1 or more, not {value}")
+        if self.run.end_epoch is None:
+            raise UsageError("end_epoch must say how many logged epochs to train")
+        if self.run.epoch_div_factor is None:
+            raise UsageError("epoch_div_factor must say into how many parts a pass is divided")
+        if min(self.precise_bn.precise_bn_batches) < 0:
+            raise UsageError("precise BatchNorm takes 0 or more batches of each kind")
+        self.checkpoints.start()
+        devices = self.devices
+        distributed = devices.kv_store.startswith("dist")
+        if devices.gradient_compression != "none" and not distributed:
+            raise UsageError(
+                "gradients are compressed between workers only: it needs --kv-store dist_sync"
+            )
+        if devices.update_on_kvstore or devices.kv_store == "dist_async":
+            where = "when the key-value store updates the weights"
+            if self.precise_bn.precise_bn:
+                raise UsageError(f"precise BatchNorm does not work {where}")
+            if devices.loss_scale == DYNAMIC:
+                raise UsageError(f"a dynamic loss scale does not work {where}")

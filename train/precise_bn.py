@@ -15,33 +15,14 @@ all the batches taken together: E[m], and E[v + m^2] - E[m]^2 (biased, as MXNet'
 import contextlib
 import dataclasses
 import json
+from collections.abc import Collection, Iterable, Iterator
 
 import numpy as np
 
-from glore_common import GloReError, UsageError
+from glore_common import GloReError
 from mxnet_compat import mx
 
 _OPERATORS = ("BatchNorm", "_contrib_SyncBatchNorm")
-
-
-@dataclasses.dataclass(frozen=True)
-class PreciseBN:
-    """How many batches precise BatchNorm takes after each logged epoch.
-
-    Attributes
-    ----------
-    tune_batches : int
-        Batches that update gammas and betas.
-    estimate_batches : int
-        Batches that re-estimate the running statistics.
-    """
-
-    tune_batches: int = 400
-    estimate_batches: int = 100
-
-    def __post_init__(self):
-        if self.tune_batches < 0 or self.estimate_batches < 0:
-            raise UsageError("precise BatchNorm takes 0 or more batches of each kind")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,11 +31,11 @@ class BatchNormNode:
 
     Attributes
     ----------
-    name, gamma, beta, mean, var : str
+    name, gamma, beta, mean, var
         Names of the node and its parameters.
-    axis : int
+    axis
         The channel axis.
-    data : mxnet.symbol.Symbol
+    data
         What it normalises.
     """
 
@@ -64,11 +45,11 @@ class BatchNormNode:
     mean: str
     var: str
     axis: int
-    data: object
+    data: mx.sym.Symbol
 
 
-def batch_norms(symbol):
-    """Return the :class:`BatchNormNode` list of a graph, without those on frozen statistics."""
+def batch_norms(symbol: mx.sym.Symbol) -> list[BatchNormNode]:
+    """Return the BatchNorms of a graph, without those on frozen statistics."""
     internals = symbol.get_internals()
     found = []
     for node in json.loads(symbol.tojson())["nodes"]:
@@ -89,7 +70,7 @@ def batch_norms(symbol):
     return found
 
 
-def traced(block):
+def traced(block: mx.gluon.HybridBlock) -> tuple[mx.sym.Symbol, mx.sym.Symbol]:
     """Return (input symbol, output symbol) of a hybrid block with one input."""
     data = mx.sym.Variable("data")
     try:
@@ -102,7 +83,7 @@ def traced(block):
 
 
 @contextlib.contextmanager
-def only_trainable(block, names):
+def only_trainable(block: mx.gluon.Block, names: Collection[str]) -> Iterator[None]:
     """Freeze all parameters of ``block`` but those called ``names``, within a ``with`` block."""
     frozen = [
         (parameter, parameter.grad_req)
@@ -118,24 +99,29 @@ def only_trainable(block, names):
             parameter.grad_req = request
 
 
-def affine_names(block):
+def affine_names(block: mx.gluon.HybridBlock) -> set[str]:
     """Return the names of all BatchNorm gammas and betas of a block."""
     nodes = batch_norms(traced(block)[1])
     return {name for node in nodes for name in (node.gamma, node.beta)}
 
 
-def estimate_statistics(block, contexts, batches, dtype="float32"):
+def estimate_statistics(
+    block: mx.gluon.HybridBlock,
+    contexts: list[mx.Context],
+    batches: Iterable[mx.nd.NDArray],
+    dtype: str = "float32",
+) -> int:
     """Set every BatchNorm's running statistics to those of the given batches.
 
     Parameters
     ----------
-    block : mxnet.gluon.HybridBlock
+    block
         The network; its other parameters are only read.
-    contexts : list of mxnet.Context
+    contexts
         Each batch is split over these devices; all of them get the same statistics.
-    batches : iterable of NDArray
+    batches
         Input batches.
-    dtype : str
+    dtype
         Type that the network takes.
 
     Returns
@@ -158,7 +144,7 @@ def estimate_statistics(block, contexts, batches, dtype="float32"):
     # Called on the network's own arrays; a SymbolBlock would want to own its parameters.
     run, inputs = mx.nd.CachedOp(probe), probe.list_inputs()
 
-    def statistics(part):
+    def statistics(part: mx.nd.NDArray) -> list:
         context = part.context
         values = {name: parameters[name].data(context) for name in inputs if name in parameters}
         return run(*(part if name == data.name else values[name] for name in inputs))

@@ -205,7 +205,7 @@ class Reporter:
             raise UsageError(
                 "--tensorboard needs the package tensorboardx: pip install tensorboardx"
             ) from None
-        self._events = SummaryWriter(self.events_path, purge_step=step)
+        self._events = SummaryWriter(self.events_path, purge_step=step + 1)
 
     def close(self):
         """Close the bar and the event file."""

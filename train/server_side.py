@@ -14,8 +14,16 @@ the slots of its state; from ``FIGURES`` on there are figures. ps-lite's front e
 by 9973 in 32 bits to choose a server, and crashes when that overflows: keys stay below 200,000.
 """
 
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Callable, Optional
+
 from glore_common import UsageError
 from mxnet_compat import mx
+
+from .options import TrainDeviceOptions
+
+if TYPE_CHECKING:
+    from .workers import Group
 
 FIGURES, MOST_KEYS = 150_000, 200_000
 MOST_PARAMETERS = 10_000
@@ -30,24 +38,24 @@ class Keys:
 
     Parameters
     ----------
-    servers : int
+    servers
         How many there are.
     """
 
-    def __init__(self, servers):
+    def __init__(self, servers: int) -> None:
         self.block = -(-MOST_PARAMETERS // servers) * servers
         if self.block * (1 + 2 * MOST_SLOTS) > FIGURES:
             raise UsageError(f"--update-on-kvstore does not work with {servers} servers")
 
-    def fetch(self, parameter, slot):
+    def fetch(self, parameter: int, slot: int) -> int:
         """Return the key whose push fetches a slot of a parameter's state."""
         return self.block * (1 + slot) + parameter
 
-    def restore(self, parameter, slot):
+    def restore(self, parameter: int, slot: int) -> int:
         """Return the key whose push restores it."""
         return self.block * (1 + MOST_SLOTS + slot) + parameter
 
-    def meaning(self, key):
+    def meaning(self, key: int) -> tuple[str, int, int]:
         """Return ('weight', 'fetch' or 'restore', parameter, slot) of a key below FIGURES."""
         block, parameter = divmod(key, self.block)
         if block == 0:
@@ -61,18 +69,18 @@ class ServerSchedule(mx.lr_scheduler.LRScheduler):
 
     Parameters
     ----------
-    schedule : callable
+    schedule
         Learning rate of a step, from 1.
-    updates_per_step : int
+    updates_per_step
         Updates that make up a step.
     """
 
-    def __init__(self, schedule, updates_per_step):
+    def __init__(self, schedule: Callable[[int], float], updates_per_step: int) -> None:
         super().__init__()
         self.schedule = schedule
         self.updates_per_step = updates_per_step
 
-    def __call__(self, num_update):
+    def __call__(self, num_update: int) -> float:
         """Return the rate of the step to which an update belongs."""
         return self.schedule(-(-num_update // self.updates_per_step))
 
@@ -82,17 +90,24 @@ class RemoteOptimizer(mx.optimizer.Optimizer):
 
     Parameters
     ----------
-    inner : mxnet.optimizer.Optimizer or None
+    inner
         What updates the weights; None before there are any.
-    workers, servers : int
+    workers, servers
         How many there are.
-    additive : bool
+    additive
         Whether figures are added up here (``dist_async``), rather than by the server.
-    schedule : callable, optional
+    schedule
         Learning rate of a step, from 1.
     """
 
-    def __init__(self, inner, workers, servers, additive, schedule=None):
+    def __init__(
+        self,
+        inner: Optional[mx.optimizer.Optimizer],
+        workers: int,
+        servers: int,
+        additive: bool,
+        schedule: Optional[Callable[[int], float]] = None,
+    ) -> None:
         super().__init__()
         self.inner = inner
         self.additive = additive
@@ -100,10 +115,10 @@ class RemoteOptimizer(mx.optimizer.Optimizer):
         if inner is not None:
             inner.lr_scheduler = ServerSchedule(schedule, workers if additive else 1)
         self._workers = workers
-        self._states = {}
-        self._restored = {}
+        self._states: dict[int, Any] = {}
+        self._restored: dict[tuple[int, int], mx.nd.NDArray] = {}
 
-    def begin(self, steps):
+    def begin(self, steps: int) -> None:
         """Count from the update after so many steps."""
         self.inner.begin_num_update = steps * (self._workers if self.additive else 1)
         self.inner.num_update = self.inner.begin_num_update
@@ -151,7 +166,7 @@ class RemoteOptimizer(mx.optimizer.Optimizer):
         self.update_multi_precision(index, weight, grad, state)
 
 
-def slots_of(state):
+def slots_of(state: Any) -> tuple:
     """Return an optimiser's state of one weight as a tuple of arrays."""
     if state is None:
         return ()
@@ -167,19 +182,37 @@ class StoreTrainer(mx.gluon.Trainer):
 
     Parameters
     ----------
-    parameters : list of mxnet.gluon.Parameter
-    optimizer : mxnet.optimizer.Optimizer
-    kvstore : mxnet.kvstore.KVStore, str or None
-        None: one device alone.
-    update_on_kvstore : bool
-        Whether the store updates the weights.
-    group : train.workers.Group
+    parameters
+        What it updates.
+    optimizer
+        How.
+    options
+        ``kv_store``, ``update_on_kvstore`` and the compression of gradients between workers.
+    devices
+        How many devices each process has.
+    group
         The workers.
-    schedule : callable
-        Learning rate of a step, from 1.
+    schedule
+        Learning rate of a step, from 1; needed if servers update.
     """
 
-    def __init__(self, parameters, optimizer, kvstore, update_on_kvstore, group, schedule):
+    def __init__(
+        self,
+        parameters: Sequence[mx.gluon.Parameter],
+        optimizer: mx.optimizer.Optimizer,
+        options: TrainDeviceOptions,
+        devices: int,
+        group: "Group",
+        schedule: Optional[Callable[[int], float]] = None,
+    ) -> None:
+        kvstore = group.store
+        if kvstore is None and devices > 1:
+            kvstore = options.kv_store
+        update_on_kvstore = kvstore is not None and (
+            options.update_on_kvstore or group.asynchronous
+        )
+        if options.gradient_compression != "none" and group.store is not None:
+            group.compress(options.compression_threshold)
         self.group = group
         self.remote = update_on_kvstore and group.store is not None
         if self.remote:
@@ -189,18 +222,28 @@ class StoreTrainer(mx.gluon.Trainer):
                 optimizer, group.size, group.servers, group.asynchronous, schedule
             )
         super().__init__(
-            parameters, optimizer, kvstore=kvstore, update_on_kvstore=update_on_kvstore
+            list(parameters), optimizer, kvstore=kvstore, update_on_kvstore=update_on_kvstore
         )
-        self._on_store = update_on_kvstore and kvstore is not None
-        self._fetched = set()
-        self._pulled = {}
+        self._on_store = update_on_kvstore
+        self._first_samples: Optional[int] = None
+        self._fetched: set[int] = set()
+        self._pulled: dict[int, mx.nd.NDArray] = {}
 
-    def set_learning_rate(self, lr):
+    def weight_of(self, samples: int) -> float:
+        """Return what a step's gradients are multiplied by because of its number of samples.
+
+        The rate at which servers rescale is fixed by the first step: another size is made up for
+        here.
+        """
+        self._first_samples = self._first_samples or samples
+        return self._first_samples / samples if self.remote else 1.0
+
+    def set_learning_rate(self, lr: float) -> None:
         """Set the learning rate, unless the servers have their schedule."""
         if not self.remote:
             super().set_learning_rate(lr)
 
-    def _allreduce_grads(self):
+    def _allreduce_grads(self) -> None:
         # As Gluon's own, but by push and pull: pushpull does not work with compressed gradients.
         if self._kvstore is None:
             return
@@ -213,7 +256,7 @@ class StoreTrainer(mx.gluon.Trainer):
             else:
                 self._kvstore.pull(index, parameter.list_grad(), priority=-index)
 
-    def _pull_weight(self, index, parameter):
+    def _pull_weight(self, index: int, parameter: mx.gluon.Parameter) -> None:
         # Not into the weight itself: after a prediction on a CPU oneDNN keeps a 3D kernel in a
         # layout of its own, which neither pull nor copy can write ("Check failed:
         # to.IsDefaultData()"); an operator can.
@@ -227,14 +270,14 @@ class StoreTrainer(mx.gluon.Trainer):
             value = self._pulled[index].as_in_context(weight.context)
             mx.nd.identity(value, out=weight)
 
-    def start(self, samples, steps):
+    def start(self, samples: float, steps: int) -> None:
         """Make the store and give it the parameters, worker 0's; needed once before the rest.
 
         Parameters
         ----------
-        samples : int
+        samples
             Samples (times the scale of the loss) of a step, over all workers.
-        steps : int
+        steps
             Steps that were done before.
         """
         if self._kv_initialized:
@@ -250,7 +293,7 @@ class StoreTrainer(mx.gluon.Trainer):
         if self._on_store:
             self._send()
 
-    def fetch(self, steps):
+    def fetch(self, steps: int) -> None:
         """Bring the optimiser's state here; all workers call it at the same time."""
         if not self._on_store or not self._kv_initialized:
             return
@@ -271,7 +314,7 @@ class StoreTrainer(mx.gluon.Trainer):
             self._optimizer._index_update_count[index] = steps
         mx.nd.waitall()
 
-    def _remote_slots(self):
+    def _remote_slots(self) -> list[tuple[int, mx.gluon.Parameter, list]]:
         """Return (index, parameter, types of the state's slots) of what has a state."""
         result = []
         for index, parameter in enumerate(self._params):
@@ -283,12 +326,12 @@ class StoreTrainer(mx.gluon.Trainer):
                 result.append((index, parameter, [array.dtype for array in slots_of(state)]))
         return result
 
-    def _know(self, key, like):
+    def _know(self, key: int, like: mx.nd.NDArray) -> None:
         if key not in self._fetched:
             self._kvstore.init(key, mx.nd.zeros(like.shape, dtype=like.dtype))
             self._fetched.add(key)
 
-    def _send(self):
+    def _send(self) -> None:
         """Give the store the state that is at ``_updaters[0]``."""
         states = self._updaters[0].states
         if not self.remote:

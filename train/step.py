@@ -6,15 +6,18 @@ to those of an uninterrupted run.
 """
 
 import logging
+from collections.abc import Iterable
+from typing import Any, Callable, Optional
 
 import numpy as np
 
-from checkpoint.store import STATISTICS, named_parameters
 from glore_common import UsageError
 from mxnet_compat import mx
 
 from .loss import cross_entropy
+from .options import DYNAMIC, TrainOptions
 from .server_side import StoreTrainer
+from .state import STATISTICS, named_parameters
 from .workers import Group
 
 LOGGER = logging.getLogger("glore.train")
@@ -22,18 +25,23 @@ LOGGER = logging.getLogger("glore.train")
 FINITE_AT_ONCE = 100
 
 
-def derived_seed(*parts):
+# A training batch's (losses, outputs, labels), each a list by device.
+Result = tuple[list, list, list]
+
+
+def derived_seed(*parts: int) -> int:
     """Return a seed below 2**31 that depends on all of ``parts`` (whole numbers >= 0)."""
     return int(np.random.SeedSequence(parts).generate_state(1)[0] >> 1)
 
 
-def all_finite(arrays):
-    """Return whether no array holds a NaN or an infinity; arrays of any number of devices."""
-    by_context = {}
+def all_finite(arrays: Iterable[mx.nd.NDArray]) -> bool:
+    """Return whether no array holds a NaN or an infinity; arrays of any devices and types."""
+    # The operator wants arrays of one device and, since it reads all as the first, of one type.
+    alike: dict[tuple, list] = {}
     for array in arrays:
-        by_context.setdefault(array.context, []).append(array)
+        alike.setdefault((array.context, array.dtype), []).append(array)
     flags = []
-    for group in by_context.values():
+    for group in alike.values():
         for start in range(0, len(group), FINITE_AT_ONCE):
             part = group[start : start + FINITE_AT_ONCE]
             flags.append(mx.nd.multi_all_finite(*part, num_arrays=len(part)))
@@ -48,20 +56,20 @@ class LossScaler:
 
     Parameters
     ----------
-    scale : float
+    scale
         Where it starts.
-    dynamic : bool
+    dynamic
         Whether it changes.
     """
 
-    STEPS, LARGEST = 2000, 2.0**24
+    FIRST, LARGEST, STEPS = 2.0**16, 2.0**24, 2000
 
-    def __init__(self, scale, dynamic):
+    def __init__(self, scale: float, dynamic: bool) -> None:
         self.scale = scale
         self.dynamic = dynamic
         self.good_steps = 0
 
-    def update(self, finite):
+    def update(self, finite: bool) -> None:
         """Take note of whether a step's gradients were finite."""
         if not finite:
             self.scale, self.good_steps = max(self.scale / 2, 1.0), 0
@@ -70,11 +78,11 @@ class LossScaler:
         if self.good_steps == self.STEPS:
             self.scale, self.good_steps = min(self.scale * 2, self.LARGEST), 0
 
-    def state(self):
+    def state(self) -> Optional[list]:
         """Return what a checkpoint keeps; None for a fixed scale."""
         return [self.scale, self.good_steps] if self.dynamic else None
 
-    def restore(self, state):
+    def restore(self, state: Optional[list]) -> None:
         """Continue from :meth:`state`."""
         if self.dynamic and state is not None:
             self.scale, self.good_steps = state
@@ -85,108 +93,115 @@ class Learner:
 
     Parameters
     ----------
-    block : mxnet.gluon.Block
+    block
         Maps data to logits (n, classes); initialised on ``contexts``.
-    optimizer : mxnet.optimizer.Optimizer
+    optimizer
         Its learning rate is set at each step.
-    contexts : list of mxnet.Context
+    contexts
         Devices; each batch is split over them.
-    run : RunConfig
-        Seed, type, loss and accumulation.
-    batch_hook : callable, optional
+    options
+        Those of ``devices``, and the loss and accumulation of ``run``.
+    batch_hook
         ``hook(data, label, numpy.random.RandomState) -> data, label`` on each training batch,
         e.g. :class:`train.loss.Mixup`.
-    group : train.workers.Group, optional
+    group
         The workers, if there are several.
-    schedule : callable, optional
+    schedule
         Learning rate of a step, from 1; needed if parameter servers update the weights.
 
     Attributes
     ----------
-    steps : int
+    steps
         Steps done; to be set when a run is resumed.
     """
 
-    def __init__(self, block, optimizer, contexts, run, batch_hook=None, group=None, schedule=None):
+    def __init__(
+        self,
+        block: mx.gluon.Block,
+        optimizer: mx.optimizer.Optimizer,
+        contexts: Iterable[mx.Context],
+        options: TrainOptions,
+        batch_hook: Optional[Callable] = None,
+        group: Optional[Group] = None,
+        schedule: Optional[Callable[[int], float]] = None,
+    ) -> None:
+        scale = options.devices.loss_scale
+        self.scaler = (
+            LossScaler(LossScaler.FIRST, True)
+            if scale == DYNAMIC
+            else LossScaler(float(scale), False)
+        )
         self.block = block
         self.group = group or Group()
         self.steps = 0
-        self.scaler = LossScaler(run.loss_scale, run.dynamic_loss_scale)
-        self._step_samples = None
         self.contexts = list(contexts)
-        self.run = run
+        self.dtype = options.devices.dtype
+        self.label_smoothing = options.run.label_smoothing
+        self.accumulate = options.run.accumulate
         self.batch_hook = batch_hook
         self.parameters = named_parameters(block)
-        if run.accumulate > 1:
+        if self.accumulate > 1:
             for parameter in self.trainable():
                 parameter.grad_req = "add"
-        kvstore = self.group.store
-        if kvstore is None and len(self.contexts) > 1:
-            kvstore = run.kvstore
-        if run.compression is not None and self.group.store is not None:
-            self.group.compress(run.compression)
         self.trainer = StoreTrainer(
             list(self.parameters.values()),
             optimizer,
-            kvstore,
-            kvstore is not None and (run.update_on_kvstore or self.group.asynchronous),
+            options.devices,
+            len(self.contexts),
             self.group,
             schedule,
         )
 
-    def trainable(self):
+    def trainable(self) -> list[mx.gluon.Parameter]:
         """Return the parameters that get a gradient."""
         return [value for value in self.parameters.values() if value.grad_req != "null"]
 
-    def split(self, data, label, contexts):
+    def split(self, data: Any, label: Any, contexts: list[mx.Context]) -> tuple[list, list]:
         """Put a batch's parts on their devices; data in the block's type."""
         data = data if isinstance(data, mx.nd.NDArray) else mx.nd.array(data)
         label = label if isinstance(label, mx.nd.NDArray) else mx.nd.array(label)
         load = mx.gluon.utils.split_and_load
         return (
-            load(data.astype(self.run.dtype, copy=False), contexts, even_split=False),
+            load(data.astype(self.dtype, copy=False), contexts, even_split=False),
             load(label, contexts, even_split=False),
         )
 
-    def step(self, batches, lr, seed, samples=None):
+    def step(
+        self, batches: list, lr: float, seed: int, samples: Optional[int] = None
+    ) -> list[Result]:
         """Take one optimiser step on the mean loss of all samples of ``batches``.
 
         Parameters
         ----------
-        batches : list of (NDArray, NDArray)
-            Data and labels; more than one for gradient accumulation.
-        lr : float
+        batches
+            Data (NDArray) and labels; more than one for gradient accumulation.
+        lr
             Learning rate.
-        seed : int
+        seed
             Source of the step's randomness.
-        samples : int, optional
+        samples
             Samples of the step over all workers (:meth:`train.workers.Group.agree`); this
             worker's own by default.
 
         Returns
         -------
-        list of tuple
-            (losses, outputs, labels), each a list by device, for each batch.
+        list of Result
+            One for each batch.
         """
         samples = samples or sum(data.shape[0] for data, _ in batches)
-        # The rate at which servers rescale is fixed by the first step: another size is made up
-        # for here.
-        self._step_samples = self._step_samples or samples
-        scale = self.scaler.scale
-        if self.trainer.remote:
-            scale *= self._step_samples / samples
+        scale = self.scaler.scale * self.trainer.weight_of(samples)
         results = self.backward(batches, seed, scale)
         self.trainer.set_learning_rate(lr)
-        divisor = (self._step_samples if self.trainer.remote else samples) * self.scaler.scale
+        divisor = samples * scale
         self.trainer.start(divisor, self.steps)
         overflow = not self._update(divisor)
         self.steps += 1
-        if self.run.accumulate > 1 or overflow:
+        if self.accumulate > 1 or overflow:
             for parameter in self.trainable():
                 parameter.zero_grad()
         return results
 
-    def backward(self, batches, seed, scale=1.0):
+    def backward(self, batches: list, seed: int, scale: float = 1.0) -> list[Result]:
         """Compute the gradients of ``scale`` times the summed loss; results as of :meth:`step`."""
         mx.random.seed(seed)
         generator = np.random.RandomState(seed)
@@ -203,7 +218,7 @@ class Learner:
             with mx.autograd.record():
                 outputs = [self.block(part) for part in parts]
                 losses = [
-                    cross_entropy(output, target, self.run.label_smoothing)
+                    cross_entropy(output, target, self.label_smoothing)
                     for output, target in zip(outputs, labels)
                 ]
                 scaled = [loss * scale for loss in losses]
@@ -211,7 +226,7 @@ class Learner:
             results.append((losses, outputs, labels))
         return results
 
-    def _update(self, divisor):
+    def _update(self, divisor: float) -> bool:
         """Add up the gradients and update; return False if they overflowed and nothing was done."""
         if not self.scaler.dynamic:
             self.trainer.step(divisor)
@@ -226,7 +241,7 @@ class Learner:
             LOGGER.info("Gradients overflowed: step left out, loss scale %g", self.scaler.scale)
         return finite
 
-    def share_statistics(self):
+    def share_statistics(self) -> None:
         """Give all workers worker 0's running statistics, which are those of its own data."""
         if self.group.size == 1:
             return
@@ -240,7 +255,7 @@ class Learner:
             for array in parameter.list_data():
                 array[:] = mx.nd.array(part.reshape(parameter.shape), dtype=parameter.dtype)
 
-    def predict(self, data, label):
+    def predict(self, data: Any, label: Any) -> Result:
         """Return (losses, outputs, labels), each a list by device, in evaluation mode."""
         parts, labels = self.split(data, label, self.contexts[: data.shape[0]])
         with mx.autograd.predict_mode():
@@ -248,7 +263,7 @@ class Learner:
         losses = [cross_entropy(output, target) for output, target in zip(outputs, labels)]
         return losses, outputs, labels
 
-    def is_finite(self):
+    def is_finite(self) -> bool:
         """Return whether all parameters, running statistics and gradients are finite."""
         arrays = [array for value in self.parameters.values() for array in value.list_data()]
         for parameter in self.trainable():

@@ -18,15 +18,18 @@ Quirks of MXNet 1.9.1 that this file deals with (all measured):
 """
 
 import ctypes
+import json
 import logging
 import os
+from collections.abc import Sequence
+from typing import Any, Callable, Optional
 
 import numpy as np
 
-from glore_common import GloReError, UsageError
+from glore_common import HEARTBEAT_FOLDER, GloReError, UsageError
 from mxnet_compat import mx
 
-from .heartbeat import FOLDER, Progress
+from .heartbeat import Heartbeat
 from .server_side import FIGURES, MOST_KEYS, RemoteOptimizer
 
 LOGGER = logging.getLogger("glore.train")
@@ -34,7 +37,7 @@ LOGGER = logging.getLogger("glore.train")
 FRACTION_BITS, TOTAL_BITS = 32, 96
 
 
-def is_distributed(kvstore):
+def is_distributed(kvstore: str) -> bool:
     """Return whether a store of this name joins several processes."""
     return kvstore.startswith("dist")
 
@@ -46,49 +49,60 @@ class Group:
 
     Parameters
     ----------
-    store : mxnet.kvstore.KVStore, optional
+    store
         Distributed store.
-    rank, size : int
+    rank, size
         Number of this worker, and how many there are.
-    progress : train.heartbeat.Progress, optional
+    heartbeat
         Told what this worker does.
 
     Attributes
     ----------
-    asynchronous : bool
+    asynchronous
         Whether workers push as they like (``dist_async``).
     """
 
-    def __init__(self, store=None, rank=0, size=1, progress=None):
+    def __init__(
+        self,
+        store: Optional[mx.kv.KVStore] = None,
+        rank: int = 0,
+        size: int = 1,
+        heartbeat: Optional[Heartbeat] = None,
+    ) -> None:
         self.store = store
         self.rank = rank
         self.size = size
-        self.progress = progress or Progress(None, rank)
+        self.heartbeat = heartbeat or Heartbeat(None, rank)
         self.asynchronous = store is not None and "async" in store.type
         # What stands for a set bit; None: figures travel as they are.
-        self._unit = 1.0 if self.asynchronous else None
-        self._keys = {}
+        self._unit: Optional[float] = 1.0 if self.asynchronous else None
+        self._keys: dict[tuple[int, str], int] = {}
 
     @property
-    def servers(self):
+    def servers(self) -> int:
         """Number of parameter servers."""
         return int(os.environ.get("DMLC_NUM_SERVER", "1"))
 
     @property
-    def is_main(self):
+    def is_main(self) -> bool:
         """Whether this is the worker that writes files."""
         return self.rank == 0
 
     @property
-    def in_step(self):
+    def in_step(self) -> bool:
         """Whether several workers take each step together."""
         return self.size > 1 and not self.asynchronous
 
-    def __enter__(self):
+    @property
+    def seed(self) -> tuple[int, ...]:
+        """What makes this worker's randomness (dropout, mixup) differ from the others'."""
+        return () if self.is_main else (self.rank,)
+
+    def __enter__(self) -> "Group":
         return self
 
-    def __exit__(self, kind, *_):
-        self.progress.close()
+    def __exit__(self, kind: Any, *_: Any) -> None:
+        self.heartbeat.close()
         if kind is not None and self.store is not None:
             # Others may never reach the barrier at which the store waits for them.
             library = mx.base._LIB
@@ -96,7 +110,7 @@ class Group:
                 library.MXKVStoreSetBarrierBeforeExit(self.store.handle, ctypes.c_int(0))
             )
 
-    def compress(self, threshold):
+    def compress(self, threshold: float) -> None:
         """Have gradients sent as two bits per number: -threshold, 0 or threshold.
 
         What is left over is added to the next gradient (MXNet's ``2bit``).
@@ -106,11 +120,7 @@ class Group:
         self.store._barrier()
         self._unit = threshold
 
-    def update_on_servers(self):
-        """Take note that the servers have an optimiser (:mod:`train.server_side`)."""
-        self._unit = self._unit or 1.0
-
-    def exchange(self, values, dtype="float64"):
+    def exchange(self, values: Any, dtype: str = "float64") -> np.ndarray:
         """Return the sum of all workers' arrays, by one key of the store per length."""
         key = self._keys.get((len(values), dtype))
         if key is None:
@@ -138,12 +148,12 @@ class Group:
             self.store._barrier()
         return result
 
-    def sum(self, values):
+    def sum(self, values: Sequence[float]) -> np.ndarray:
         """Return the sums of figures over all workers.
 
         Parameters
         ----------
-        values : sequence of float
+        values
             As many from each worker, each below 2**62 in absolute value.
 
         Returns
@@ -151,15 +161,20 @@ class Group:
         numpy.ndarray
             float64. NaN where a worker has a NaN or an infinity.
         """
-        values = np.asarray(values, dtype=np.float64)
+        figures = np.asarray(values, dtype=np.float64)
         if self.size == 1:
-            return values.copy()
-        with self.progress.phase("exchange"):
+            return figures.copy()
+        with self.heartbeat.phase("exchange"):
             if self._unit is None:
-                return self.exchange(values)
-            return self._sum_as_bits(values)
+                return self.exchange(figures)
+            return self._sum_as_bits(figures)
 
-    def _sum_as_bits(self, values):
+    def sum_totals(self, totals: dict[str, float]) -> dict[str, float]:
+        """Return metric sums over all workers, which call this at the same place."""
+        sums = dict(zip(totals, self.sum(list(totals.values())).tolist()))
+        return {**sums, "samples": round(sums["samples"])}
+
+    def _sum_as_bits(self, values: np.ndarray) -> np.ndarray:
         finite = np.isfinite(values)
         fixed = [round(float(v) * 2**FRACTION_BITS) if ok else 0 for v, ok in zip(values, finite)]
         # Two's complement; the last column counts what is not finite.
@@ -174,16 +189,17 @@ class Group:
             totals.append(np.nan if row[-1] else number / 2**FRACTION_BITS)
         return np.array(totals)
 
-    def _sum_of_bits(self, bits):
+    def _sum_of_bits(self, bits: np.ndarray) -> np.ndarray:
+        assert self._unit is not None
         sums = self.exchange(bits.reshape(-1) * np.float32(self._unit), "float32")
         return np.rint(sums / np.float32(self._unit)).astype(np.int64)
 
-    def broadcast(self, values):
+    def broadcast(self, values: Any) -> np.ndarray:
         """Return worker 0's array (float64) on all workers; the others give one of equal length."""
         values = np.asarray(values, dtype=np.float64).reshape(-1)
         if self.size == 1 or not len(values):
             return values
-        with self.progress.phase("exchange"):
+        with self.heartbeat.phase("exchange"):
             if not self.is_main:
                 values = np.zeros_like(values)
             if self._unit is None:
@@ -191,7 +207,7 @@ class Group:
             bits = np.unpackbits(values.view(np.uint8)).astype(np.float32)
             return np.packbits(self._sum_of_bits(bits).astype(np.uint8)).view(np.float64)
 
-    def broadcast_text(self, text):
+    def broadcast_text(self, text: Optional[str]) -> Optional[str]:
         """Return worker 0's text (or None) on all workers."""
         if self.size == 1:
             return text
@@ -202,7 +218,28 @@ class Group:
         data = np.frombuffer(data, np.uint8) if self.is_main else np.zeros(length, np.uint8)
         return self.broadcast(data).astype(np.uint8).tobytes().decode()
 
-    def check_equal(self, name, value):
+    def decide(self, choose: Callable[[], Any], what: str) -> Any:
+        """Return what ``choose()`` gives on worker 0 (JSON values) to all workers.
+
+        Raises
+        ------
+        GloReError
+            On all of them, if it does on worker 0; ``what`` says what cannot be done.
+        """
+        if not self.is_main:
+            answer = json.loads(self.broadcast_text("") or "")
+            if answer["error"] is not None:
+                raise GloReError(f"worker 0 cannot {what}: {answer['error']}")
+            return answer["chosen"]
+        try:
+            chosen = choose()
+        except GloReError as error:
+            self.broadcast_text(json.dumps({"chosen": None, "error": str(error)}))
+            raise
+        self.broadcast_text(json.dumps({"chosen": chosen, "error": None}))
+        return chosen
+
+    def check_equal(self, name: str, value: int) -> None:
         """Raise GloReError unless a whole number is the same on all workers."""
         total, squares = self.sum([value, value * value])
         if total != value * self.size or squares != value * value * self.size:
@@ -211,14 +248,14 @@ class Group:
                 "worker the same data and options"
             )
 
-    def agree(self, samples, signal):
+    def agree(self, samples: int, signal: Optional[int]) -> tuple[int, Optional[int]]:
         """Tell the others of this step's samples and of a signal; return those of all.
 
         Parameters
         ----------
-        samples : int
+        samples
             Of this worker's batch.
-        signal : int or None
+        signal
             Signal that this worker got.
 
         Returns
@@ -236,12 +273,12 @@ class Group:
         return int(total), heard[-1] if heard else None
 
 
-def join(kvstore):
+def join(kvstore: str) -> Group:
     """Join the other workers of a distributed run.
 
     Parameters
     ----------
-    kvstore : str
+    kvstore
         Name of the store, as ``--kv-store`` takes it.
 
     Returns
@@ -262,20 +299,21 @@ def join(kvstore):
                 f"this is one of {workers} workers of a job, and --kv-store {kvstore} does not "
                 "join them: give --kv-store dist_sync"
             )
-        return Group(progress=Progress(os.environ.get(FOLDER), int(number or 0)))
+        return Group(heartbeat=Heartbeat(os.environ.get(HEARTBEAT_FOLDER), int(number or 0)))
     if "DMLC_PS_ROOT_URI" not in os.environ:
         raise UsageError(
             f"--kv-store {kvstore} is for a job of several processes: start it with "
             "./run_dist.sh -n WORKERS -- COMMAND (and not with -s 0)"
         )
-    progress = Progress(os.environ.get(FOLDER), int(number or 0))
-    progress.tick("joining")
+    heartbeat = Heartbeat(os.environ.get(HEARTBEAT_FOLDER), int(number or 0))
+    heartbeat.tick("joining")
     try:
         store = mx.kv.create(kvstore)
     except mx.MXNetError as error:
         raise GloReError(f"the distributed store {kvstore} cannot be made: {error}") from error
     # ps-lite counts workers as they come; the launcher's numbers are those of the log files.
-    group = Group(store, store.rank if number is None else int(number), store.num_workers, progress)
+    rank = store.rank if number is None else int(number)
+    group = Group(store, rank, store.num_workers, heartbeat)
     if group.asynchronous:
         store.set_optimizer(RemoteOptimizer(None, group.size, group.servers, additive=True))
         store._barrier()
@@ -285,6 +323,6 @@ def join(kvstore):
         raise GloReError(
             f"the workers' numbers (DMLC_TASK_ID) are not 0 to {group.size - 1}, each once"
         )
-    progress.tick("starting")
+    heartbeat.tick("starting")
     LOGGER.info("Worker     %d of %d (%s)", group.rank, group.size, kvstore)
     return group

@@ -14,27 +14,16 @@ import pytest
 from golden_weights import read_table, seeded
 from torch_files import as_stream, as_zip, p_dict, p_global, p_int, p_str, p_tensor, p_tuple, whole
 
-from checkpoint.params import LISTED
-from checkpoint.torch_file import STREAM_START, read_torch_file, read_with_torch
-from glore_common import UsageError
+from checkpoint.graph import load, save
+from checkpoint.params import LISTED, STREAM_START, CheckpointError, check, read_params
+from checkpoint.paths import epochs, find
+from checkpoint.torch_file import read_torch_file, read_with_torch
+from checkpoint.torch_names import to_mxnet_name, to_torch_name, to_torch_names
+from glore_common import UsageError, run_main
 from mxnet_compat import mx
 from network import GloRe_Unit, get_symbol
-from network import pretrained as checkpoint
 from network.initializer import initial_params, initial_value
-from network.pretrained import (
-    CheckpointError,
-    check,
-    epochs,
-    from_torch,
-    load,
-    load_pretrained,
-    read_params,
-    read_source,
-    save,
-    to_mxnet_name,
-    to_torch_name,
-    to_torch_names,
-)
+from network.pretrained import from_torch, load_pretrained, main, read_source
 
 INPUTS = {"data": (1, 3, 6, 6)}
 
@@ -725,9 +714,7 @@ def test_convert_refuses(tmp_path, capsys):
     path, prefix = tmp_path / "net.pth", str(tmp_path / "made")
 
     def convert(*options):
-        return checkpoint.run_main(
-            checkpoint.main, ["convert", str(path), prefix, "--network", "TINY_3D", *options]
-        )
+        return run_main(main, ["convert", str(path), prefix, "--network", "TINY_3D", *options])
 
     path.write_bytes(pickle.dumps({"state_dict": OrderedDict(a=1)}))
     assert convert() == 1
@@ -751,12 +738,12 @@ def test_verify_finds_values_that_are_not_finite(saved, capsys):
     prefix, symbol, args, auxs = saved
     args["classifier_bias"][2] = np.nan
     save(prefix, 3, symbol, args, auxs)
-    assert checkpoint.run_main(checkpoint.main, ["verify", prefix, "3"]) == 1
+    assert run_main(main, ["verify", prefix, "3"]) == 1
     assert "not finite in classifier_bias" in capsys.readouterr().err
     args["classifier_bias"][2] = 0
     save(prefix, 3, symbol, args, auxs)
     arguments = ["verify", prefix, "--data-shape", "3,6"]
-    assert checkpoint.run_main(checkpoint.main, arguments) == 2
+    assert run_main(main, arguments) == 2
 
 
 def test_reading_with_torch_needs_torch(tmp_path, monkeypatch):

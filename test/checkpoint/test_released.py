@@ -11,7 +11,8 @@ import threading
 
 import pytest
 
-from checkpoint.params import CheckpointError
+from checkpoint.graph import save
+from checkpoint.params import CheckpointError, read_params
 from checkpoint.released import (
     RELEASED,
     DownloadError,
@@ -19,13 +20,14 @@ from checkpoint.released import (
     download,
     extract,
     find_checkpoint,
-    list_released,
     locate,
     main,
+    url_of,
 )
 from glore_common import GloReError, UsageError
 from mxnet_compat import mx
-from network.pretrained import read_params, save
+from network.builder import get_spec
+from network.specs import PUBLISHED_TOP1
 
 NAME = "resnet50_w-se"
 
@@ -139,12 +141,15 @@ def as_stream(pair):
 
 
 def test_table_has_the_ten_released_networks_with_address_and_accuracy():
-    assert len(list_released()) == 10
-    entry = RELEASED["dpn131_w-glore_2-3"]
-    assert entry.url == "https://dl.fbaipublicfiles.com/glore/imagenet/dpn131_w-glore_2-3.tar"
-    assert entry.published_top1 == 80.3
-    assert entry.spec.growth == (16, 32, 32, 128)
-    assert RELEASED["resnet50"].published_top1 == 76.2
+    assert len(RELEASED) == 10
+    name = "dpn131_w-glore_2-3"
+    assert url_of(name) == f"https://dl.fbaipublicfiles.com/glore/imagenet/{name}.tar"
+    assert RELEASED[name] == 80.3
+    assert get_spec(name).growth == (16, 32, 32, 128)
+    assert RELEASED["resnet50"] == 76.2
+    for name in RELEASED:
+        assert get_spec(name).ndim == 2
+        assert PUBLISHED_TOP1[name] == RELEASED[name]
     assert "resnet18" not in RELEASED
     assert "RESNET50_GLORE" not in RELEASED
 

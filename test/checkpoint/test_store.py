@@ -7,19 +7,24 @@ import os
 import numpy as np
 import pytest
 
-from checkpoint.store import (
-    CheckpointError,
-    CheckpointStore,
-    Position,
-    differing_settings,
-    named_parameters,
-    read_checkpoint,
-)
+from checkpoint import manifest
+from checkpoint.manifest import Manifest, Position, read_manifest
+from checkpoint.params import CheckpointError
+from checkpoint.store import CheckpointStore, read_checkpoint
 from glore_common import UsageError
 from mxnet_compat import mx
 from train.optimizer import NesterovSGD
+from train.state import (
+    named_parameters,
+    optimizer_arrays,
+    optimizer_name,
+    parameter_arrays,
+    restore_optimizer,
+    restore_parameters,
+    update_counts,
+)
 
-SETTINGS = {"seed": 1, "batches": 4}
+DATA = {"batches": 4, "workers": 1}
 
 
 class SymbolNet(mx.gluon.SymbolBlock):
@@ -71,12 +76,31 @@ def store(tmp_path):
     return CheckpointStore(str(tmp_path / "models"), "my.task")
 
 
+def write(store, path, block, trainer, position):
+    names = list(named_parameters(block))
+    described = Manifest(
+        position,
+        model={"network": "tiny"},
+        data=DATA,
+        update_counts=update_counts(trainer, names),
+        optimizer=optimizer_name(trainer),
+    )
+    states = optimizer_arrays(trainer, names)
+    store.save(path, parameter_arrays(block), states, described, block.symbol)
+
+
+def load(checkpoint, block, trainer):
+    parameters, states = checkpoint.arrays()
+    restore_parameters(block, parameters, checkpoint.path)
+    named = named_parameters(block)
+    restore_optimizer(trainer, named, states, checkpoint.manifest.update_counts)
+
+
 def save(store, path, epoch=0, step=0, pair=None, **more):
     block, trainer = pair or make()
     if pair is None:
         train(block, trainer, 1)
-    position = Position(step=step, epoch=epoch, **more)
-    store.save(path, block, trainer, position, SETTINGS)
+    write(store, path, block, trainer, Position(step=step, epoch=epoch, **more))
     return path
 
 
@@ -91,16 +115,17 @@ def test_round_trip_continues_bit_for_bit(store):
     totals = {"samples": 3, "loss": 0.1 + 0.2, "top1": 1.0}
     history = [{"epoch": 1, "val_top1": None}]
     position = Position(3, 1, 2, "validate", totals, 1.5, 0.25, history)
-    store.save(store.step_path(3), block, trainer, position, SETTINGS)
+    write(store, store.step_path(3), block, trainer, position)
     train(block, trainer, 3, seed=1)
     other, other_trainer = make(seed=9)
     checkpoint = read_checkpoint(store.step_path(3))
-    assert store.load(checkpoint, other, other_trainer) == position
+    assert checkpoint.position == position
+    load(checkpoint, other, other_trainer)
     assert other_trainer.optimizer.num_update == 3
     assert set(other_trainer.optimizer._index_update_count.values()) == {3}
     train(other, other_trainer, 3, seed=1)
     assert_same(everything(other), everything(block))
-    assert checkpoint.settings == SETTINGS
+    assert checkpoint.manifest.data == DATA
 
 
 def test_momentum_is_part_of_it(store):
@@ -109,7 +134,7 @@ def test_momentum_is_part_of_it(store):
     train(block, trainer, 3)
     save(store, store.step_path(3), step=3, pair=(block, trainer))
     other, other_trainer = make(seed=9)
-    store.load(read_checkpoint(store.step_path(3)), other, other_trainer)
+    load(read_checkpoint(store.step_path(3)), other, other_trainer)
     other_trainer._updaters[0].states.clear()
     train(block, trainer, 1, seed=1)
     train(other, other_trainer, 1, seed=1)
@@ -122,7 +147,7 @@ def test_two_devices_share_one_state(store):
     train(block, trainer, 2)
     save(store, store.epoch_path(1), 1, 2, pair=(block, trainer))
     other, other_trainer = make(seed=5, context=contexts)
-    store.load(read_checkpoint(store.epoch_path(1)), other, other_trainer)
+    load(read_checkpoint(store.epoch_path(1)), other, other_trainer)
     expected = trainer._updaters[0].states[0].asnumpy()
     for updater, context in zip(other_trainer._updaters, contexts):
         assert updater.states[0].context == context
@@ -245,7 +270,7 @@ def test_other_network_is_refused_with_all_differences(store):
     block, trainer = make(width=6)
     block.collect_params()["fc1_weight"].shape = (6, 5)
     with pytest.raises(CheckpointError) as error:
-        store.load(read_checkpoint(store.epoch_path(1)), block, trainer)
+        load(read_checkpoint(store.epoch_path(1)), block, trainer)
     assert "fc1_weight has shape (4, 5), the network wants (6, 5)" in str(error.value)
 
 
@@ -265,11 +290,48 @@ def test_manifest_is_readable_by_others(store):
     assert set(content["files"]) == {".params", ".states"}
 
 
-def test_differing_settings():
-    assert differing_settings({"a": 1, "b": [2]}, {"a": 3, "b": [2], "c": 4}) == [
-        "a: 3 -> 1",
-        "c: 4 -> absent",
-    ]
+def test_auto_reads_no_more_files_than_it_has_to(store, monkeypatch):
+    for epoch in range(1, 6):
+        save(store, store.epoch_path(epoch), epoch=epoch, step=epoch)
+    hashed = []
+    sha256_of = manifest.sha256_of
+    monkeypatch.setattr(
+        manifest, "sha256_of", lambda path: hashed.append(os.path.basename(path)) or sha256_of(path)
+    )
+    assert store.choose("auto").path == store.epoch_path(5)
+    assert hashed == ["my.task_ep-0005.params", "my.task_ep-0005.states"]
+    del hashed[:]
+    cut(store.epoch_path(5) + ".params")
+    assert store.choose("auto").path == store.epoch_path(4)
+    assert hashed == ["my.task_ep-0004.params", "my.task_ep-0004.states"]
+    del hashed[:]
+    with pytest.raises(CheckpointError, match="5 checkpoint"):
+        store.choose("none")
+    assert hashed == []
+
+
+def test_manifests_of_the_first_format_are_read(store):
+    path = save(store, store.epoch_path(1), epoch=1, step=4)
+    with open(path + ".json") as stream:
+        content = json.load(stream)
+    kept = ("position", "update_counts", "optimizer", "files")
+    old = {name: content[name] for name in kept}
+    settings = {"network": "tiny", "overrides": {}, "seed": 3, "batches": 4, "lr_base": 0.1}
+    old.update(format=1, settings=settings, mxnet="1.9.1")
+    old["checksum"] = manifest._checksum(old)
+    with open(path + ".json", "w") as stream:
+        json.dump(old, stream)
+    found = read_checkpoint(path).manifest
+    assert (found.format, found.data) == (1, DATA)
+    assert found.model == {"network": "tiny", "overrides": {}}
+    expected = {"random_seed": 3, "lr_base": 0.1}
+    assert found.options_of(["run", "schedule"]) == {"run": expected, "schedule": expected}
+    old["format"] = 3
+    old["checksum"] = manifest._checksum({k: v for k, v in old.items() if k != "checksum"})
+    with open(path + ".json", "w") as stream:
+        json.dump(old, stream)
+    with pytest.raises(CheckpointError, match="format 3, this reads 1 to 2"):
+        read_manifest(path)
 
 
 @pytest.mark.parametrize("task", ["", "a/b", ".hidden"])

@@ -1,6 +1,6 @@
 """A tiny training run, as a worker of a job: python dist_job.py '{"task_name": "t", ...}'.
 
-Keys: those of RunConfig, and ``workers_batch``, ``batches``, ``pause`` (seconds a batch),
+Keys: options of a training, and ``workers_batch``, ``batches``, ``pause`` (seconds a batch),
 ``momentum``, ``share`` (of the data: [rank, size] for a run without workers).
 """
 
@@ -9,11 +9,12 @@ import sys
 import time
 
 import numpy as np
+from train_runs import train_options
 
 from glore_common import run_main
 from mxnet_compat import mx
 from train import workers as distributed
-from train.loop import RunConfig, train_and_evaluate
+from train.loop import train_and_evaluate
 from train.optimizer import NesterovSGD
 from train.report import Reporter, log_to
 from train.schedule import ConstantScheduler
@@ -66,7 +67,7 @@ def network():
 def train(group, batch=4, batches=5, pause=0.0, momentum=0.9, contexts=None, **options):
     """Train; return the summary and the block. ``batch`` is that of each worker."""
     samples = batch * batches * group.size
-    run = RunConfig(**{"task_name": "t", "end_epoch": 2, "log_frequency": 2, **options})
+    settled = train_options(**{"end_epoch": 2, "log_frequency": 2, **options})
     block = network()
     if contexts:
         block.collect_params().reset_ctx(contexts)
@@ -74,11 +75,12 @@ def train(group, batch=4, batches=5, pause=0.0, momentum=0.9, contexts=None, **o
         block,
         Share(samples, batch, group.rank, group.size, pause),
         Share(VALIDATION, 3, group.rank, group.size, seed=1),
-        NesterovSGD(momentum=momentum, wd=1e-3),
-        ConstantScheduler(0.2, warmup_steps=4),
-        run,
-        contexts,
-        reporter=Reporter(run.task_name, run.model_dir, files=group.is_main),
+        settled,
+        optimizer=NesterovSGD(momentum=momentum, wd=1e-3),
+        schedule=ConstantScheduler(0.2, warmup_steps=4),
+        reporter=Reporter(
+            settled.checkpoints.task_name, settled.checkpoints.model_dir, files=group.is_main
+        ),
         group=group,
     )
     return summary, block
@@ -89,7 +91,7 @@ def main(argv):
     options = json.loads(argv[0])
     if "--resume" in argv:
         options["resume"] = argv[argv.index("--resume") + 1]
-    with distributed.join(options["kvstore"]) as group, log_to():
+    with distributed.join(options["kv_store"]) as group, log_to():
         train(group, **options)
 
 

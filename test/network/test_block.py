@@ -5,6 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
+from checkpoint.params import CheckpointError
 from glore_common import UsageError
 from mxnet_compat import mx
 from network import get_symbol
@@ -17,7 +18,6 @@ from network.block import (
     by_rule,
 )
 from network.initializer import identity_units, ones, xavier_uniform
-from network.pretrained import CheckpointError
 
 
 @dataclasses.dataclass(frozen=True)

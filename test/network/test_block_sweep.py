@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
+from checkpoint.graph import load, save
 from mxnet_compat import mx
 from network import get_symbol
 from network.block import build_block
-from network.pretrained import load, save
 from network.specs import CONTEXT_KINDS
 
 BLOCKS = (*CONTEXT_KINDS, "glore", "gc,nl,glore")

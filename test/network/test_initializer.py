@@ -5,7 +5,8 @@ import logging
 import numpy as np
 import pytest
 
-from checkpoint.params import CheckpointError, to_torch_name
+from checkpoint.params import CheckpointError
+from checkpoint.torch_names import to_torch_name
 from mxnet_compat import mx
 from network import get_symbol, list_networks
 from network.initializer import (

@@ -5,9 +5,10 @@ import json
 import numpy as np
 import pytest
 
+from checkpoint.graph import load, save
+from checkpoint.params import read_params
 from mxnet_compat import mx
 from network import get_symbol
-from network.pretrained import load, read_params, save
 
 SHAPE = (4, 3, 32, 32)
 

@@ -4,14 +4,14 @@ import numpy as np
 import pytest
 
 from checkpoint.gluoncv_names import from_gluoncv, our_name, zoo_weights
-from checkpoint.params import param_shapes
+from checkpoint.params import CheckpointError, param_shapes
 from glore_common import GloReError, UsageError
 from mxnet_compat import mx
 from network import GloRe_Unit, get_symbol
 from network.block import build_block
 from network.identify import infer_network
 from network.initializer import UNITS, initial_params
-from network.pretrained import CheckpointError, load_pretrained
+from network.pretrained import load_pretrained
 from network.summary import count
 
 SLIM = "resnet18_v1_slim"

@@ -8,14 +8,16 @@ import sys
 
 import numpy as np
 import pytest
+from train_runs import train_options
 
-from checkpoint.store import CheckpointError, CheckpointStore
+from checkpoint.params import CheckpointError
+from checkpoint.store import CheckpointStore
 from glore_common import GloReError, UsageError
 from mxnet_compat import mx
 from train.batches import BatchStream, epoch_bounds, spread_batches
-from train.loop import Interrupted, NonFiniteError, RunConfig, train_and_evaluate
+from train.interrupt import Interrupted
+from train.loop import NonFiniteError, train_and_evaluate
 from train.optimizer import NesterovSGD
-from train.precise_bn import PreciseBN
 from train.report import TIME_COLUMNS, Reporter
 from train.schedule import ConstantScheduler, MultiFactorScheduler
 from train.step import Learner, all_finite, derived_seed
@@ -83,7 +85,7 @@ def network(seed=0, dropout=0.5):
 def run(folder, block=None, train=None, val=None, schedule=None, **options):
     contexts = options.pop("contexts", None)
     hook = options.pop("batch_hook", None)
-    options = {"task_name": "t", "end_epoch": 2, "log_frequency": 2, **options}
+    options = {"end_epoch": 2, "log_frequency": 2, "model_dir": str(folder), **options}
     block = block or network()
     if contexts:
         block.collect_params().reset_ctx(contexts)
@@ -91,12 +93,11 @@ def run(folder, block=None, train=None, val=None, schedule=None, **options):
         block,
         Batches() if train is None else train,
         val,
-        NesterovSGD(momentum=0.9, wd=1e-4),
-        schedule or ConstantScheduler(0.1, warmup_steps=3),
-        RunConfig(model_dir=str(folder), **options),
-        contexts,
-        hook,
-        Reporter("t", str(folder)),
+        train_options(**options),
+        optimizer=NesterovSGD(momentum=0.9, wd=1e-4),
+        schedule=schedule or ConstantScheduler(0.1, warmup_steps=3),
+        batch_hook=hook,
+        reporter=Reporter("t", str(folder)),
     )
     return summary, block
 
@@ -140,7 +141,7 @@ def test_one_step_equals_numpy():
     block = mx.gluon.nn.Dense(3, use_bias=False, in_units=2)
     block.initialize(mx.init.Normal(1))
     weight = block.weight.data().asnumpy().astype("float64")
-    learner = Learner(block, NesterovSGD(momentum=0.9), [mx.cpu()], RunConfig("t", 1))
+    learner = Learner(block, NesterovSGD(momentum=0.9), [mx.cpu()], train_options())
     data, label = np.array([[1.0, 2.0], [3.0, -1.0], [0.5, 1.0]]), np.array([0, 2, 1])
     learner.step([(mx.nd.array(data), mx.nd.array(label))], 0.1, 0)
     logits = data @ weight.T
@@ -240,8 +241,8 @@ def test_accumulation_equals_a_larger_batch():
         block = mx.gluon.nn.Dense(CLASSES, in_units=128, prefix="net_")
         mx.random.seed(3)
         block.initialize(mx.init.Xavier())
-        config = RunConfig("t", 1, accumulate=accumulate, loss_scale=4.0 if accumulate > 1 else 1)
-        return Learner(block, NesterovSGD(momentum=0.9), [mx.cpu()], config)
+        options = train_options(accumulate=accumulate, loss_scale=4.0 if accumulate > 1 else 1.0)
+        return Learner(block, NesterovSGD(momentum=0.9), [mx.cpu()], options)
 
     data, label = Batches(size=12).batch(0, 0)
     data = data.reshape((12, -1))
@@ -270,10 +271,12 @@ def test_batch_hook_is_reproducible(tmp_path):
     assert len(set(first)) == 6
 
 
-@pytest.mark.parametrize("precise", [None, PreciseBN(3, 8)])
+@pytest.mark.parametrize("precise", [None, (3, 8)])
 @pytest.mark.parametrize("stop_at", [1, 4, 9, 12])
 def test_stopped_and_resumed_equals_uninterrupted(tmp_path, precise, stop_at):
-    options = {"end_epoch": 3, "precise_bn": precise, "epoch_div_factor": 2}
+    options = {"end_epoch": 3, "epoch_div_factor": 2}
+    if precise:
+        options.update(precise_bn=True, precise_bn_batches=precise)
     data = {"train": Batches(9), "val": Batches(4, seed=5)}
     whole, block = run(tmp_path / "a", **data, **options)
     run(tmp_path / "b", **data, **options, max_steps=stop_at)
@@ -299,7 +302,7 @@ class Signalled(Batches):
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize("where", ["train", "precise_bn", "val"])
 def test_signals_save_and_resume_bit_for_bit(tmp_path, number, where):
-    options = {"precise_bn": PreciseBN(2, 3)}
+    options = {"precise_bn": True, "precise_bn_batches": (2, 3)}
     whole, block = run(tmp_path / "a", val=Batches(4, seed=5), **options)
     place = {"train": (0, 3), "precise_bn": (1_000_000, 1), "val": (0, 2)}[where]
     train = Batches() if where == "val" else Signalled(number, place)
@@ -322,11 +325,11 @@ def test_signals_save_and_resume_bit_for_bit(tmp_path, number, where):
 
 SCRIPT = """
 import os, sys
-sys.path[:0] = sys.argv[1:3]
+sys.path[:0] = sys.argv[1:4]
 from train.report import log_to
 from test_loop import Batches, everything, network, run
 
-folder, kill_at, resume = sys.argv[3], sys.argv[4], sys.argv[5]
+folder, kill_at, resume = sys.argv[4:]
 
 def at(pass_index, batch):
     if f"{pass_index},{batch}" == kill_at:
@@ -343,7 +346,8 @@ def test_kill_9_in_mid_epoch_then_resume_equals_uninterrupted(tmp_path, root):
     script.write_text(SCRIPT)
 
     def start(folder, kill_at="", resume="none"):
-        command = [sys.executable, str(script), root, os.path.join(root, "test")]
+        paths = [root, *(os.path.join(root, "test", name) for name in ("train", "helpers"))]
+        command = [sys.executable, str(script), *paths]
         command += [str(tmp_path / folder), kill_at, resume]
         return subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=tmp_path)
 
@@ -382,7 +386,7 @@ def test_failing_input_saves_what_was_learnt(tmp_path):
 
     with pytest.raises(GloReError, match="ten videos"):
         run(tmp_path, train=Batches(at=fail))
-    good, bad = CheckpointStore(str(tmp_path), "t").valid()
+    good, bad = CheckpointStore(str(tmp_path), "t").in_order()
     assert [checkpoint.position.step for checkpoint in good] == [3]
     assert bad == []
 
@@ -408,7 +412,7 @@ def test_settings_that_differ_are_named(tmp_path, caplog):
     run(tmp_path, max_steps=3)
     with pytest.raises(UsageError, match="lies within an epoch, where batches"):
         run(tmp_path, train=Batches(7), resume="auto")
-    run(tmp_path, resume="auto", seed=2, max_steps=4)
+    run(tmp_path, resume="auto", random_seed=2, max_steps=4)
     assert "seed: 1 -> 2" in caplog.text
 
 
@@ -431,7 +435,7 @@ def test_exploding_loss_stops_with_step_rate_and_checkpoint(tmp_path):
     assert "step 9" in message
     assert "learning rate 0.01)" in message
     assert "t_ep-0001" in message
-    good, bad = CheckpointStore(str(tmp_path), "t").valid()
+    good, bad = CheckpointStore(str(tmp_path), "t").in_order()
     assert [checkpoint.position.epoch for checkpoint in good] == [1]
     assert bad == []
 
@@ -472,6 +476,7 @@ def test_max_val_batches(tmp_path):
 
 
 @pytest.mark.parametrize("field", ["end_epoch", "log_frequency", "accumulate", "max_steps"])
-def test_config_is_checked(field):
+def test_options_are_checked_before_work_begins(tmp_path, field):
     with pytest.raises(UsageError, match=field):
-        RunConfig(**{"task_name": "t", "end_epoch": 1, field: 0})
+        run(tmp_path, **{field: 0})
+    assert os.listdir(tmp_path) == []

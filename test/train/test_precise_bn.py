@@ -3,10 +3,9 @@
 import numpy as np
 import pytest
 
-from glore_common import GloReError, UsageError
+from glore_common import GloReError
 from mxnet_compat import mx
 from train.precise_bn import (
-    PreciseBN,
     affine_names,
     batch_norms,
     estimate_statistics,
@@ -195,5 +194,3 @@ def test_errors():
 
     with pytest.raises(GloReError, match="trace"):
         traced(Eager())
-    with pytest.raises(UsageError):
-        PreciseBN(-1, 3)

@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 import pytest
 
-from checkpoint.store import Position
+from checkpoint.manifest import Position
 from glore_common import GloReError, UsageError
 from train import plots
 from train.plots import plot_confusion, plot_history

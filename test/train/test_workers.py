@@ -13,16 +13,16 @@ import dist_job
 import numpy as np
 import pytest
 from dist_runs import ROOT, Launched, command_of, environment_of, marked
+from train_runs import train_options
 
-from checkpoint.store import CheckpointError, TaskLock, wait_for_checkpoint
+from checkpoint.params import CheckpointError
+from checkpoint.store import task_lock, wait_for_checkpoint
 from cluster import agent
-from glore_common import GloReError, UsageError
+from glore_common import UsageError, heartbeat_path
 from mxnet_compat import mx
 from train import workers as distributed
-from train.config import RunConfig
-from train.heartbeat import Progress, read
+from train.heartbeat import Heartbeat
 from train.optimizer import NesterovSGD
-from train.precise_bn import PreciseBN
 from train.report import TIME_COLUMNS
 from train.server_side import FIGURES, Keys
 from train.step import Learner, LossScaler
@@ -34,8 +34,12 @@ def launch(tmp_path):
     running = []
 
     def start(options, command=None, **own):
-        own = {"model_dir": str(tmp_path / "models"), "kvstore": "dist_sync", **own}
-        job = [sys.executable, os.path.join(ROOT, "test", "dist_job.py"), json.dumps(own)]
+        own = {"model_dir": str(tmp_path / "models"), "kv_store": "dist_sync", **own}
+        job = [
+            sys.executable,
+            os.path.join(ROOT, "test", "helpers", "dist_job.py"),
+            json.dumps(own),
+        ]
         env = {"PYTHONPATH": ROOT}
         running.append(Launched(tmp_path, *options, "--", *(command or job), env=env))
         return running[-1]
@@ -222,7 +226,7 @@ def test_servers_that_update_are_resumed_with_their_momentum(launch, tmp_path):
 
 @pytest.mark.slow
 def test_workers_that_do_not_wait(launch, tmp_path):
-    launch(("-n", 2, "-s", 2), kvstore="dist_async", end_epoch=2, batches=30).finish(0, 120)
+    launch(("-n", 2, "-s", 2), kv_store="dist_async", end_epoch=2, batches=30).finish(0, 120)
     rows = history(tmp_path / "models")
     assert [row["step"] for row in rows] == [30, 60]
     assert rows[-1]["train_loss"] < rows[0]["train_loss"]
@@ -233,7 +237,12 @@ def test_workers_that_do_not_wait(launch, tmp_path):
 
 @pytest.mark.slow
 def test_compressed_gradients(launch, tmp_path):
-    options = {"compression": 0.01, "batches": 20, "momentum": 0.0}
+    options = {
+        "gradient_compression": "2bit",
+        "compression_threshold": 0.01,
+        "batches": 20,
+        "momentum": 0.0,
+    }
     launch(("-n", 2, "-s", 2), **options).finish(0, seconds=120)
     rows = history(tmp_path / "models")
     # The figures travel uncompressed: of 160 samples, 11 for validation.
@@ -367,19 +376,17 @@ def test_keys_reach_the_server_that_has_the_state():
 
 
 def test_two_runs_do_not_share_a_task(tmp_path):
-    first, second = (TaskLock(str(tmp_path), "t") for _ in range(2))
-    first.acquire()
-    with pytest.raises(CheckpointError, match=f"process {os.getpid()} on .*--share-task-name"):
-        second.acquire(seconds=0.2)
-    TaskLock(str(tmp_path), "other").acquire(seconds=0)
-    with pytest.raises(CheckpointError, match="is writing checkpoints of t"):
-        alone(tmp_path)
-    alone(tmp_path, share_task=True, max_steps=1)
-    first.release()
-    assert not os.path.exists(first.path)
-    second.acquire(seconds=0)
-    second.release()
-    first.release()
+    message = rf"(?s)process {os.getpid()} on .*--share-task-name"
+    with task_lock(str(tmp_path), "t"):
+        with pytest.raises(CheckpointError, match=message), task_lock(str(tmp_path), "t", 0.2):
+            pass
+        with task_lock(str(tmp_path), "other", 0):
+            pass
+        with pytest.raises(CheckpointError, match="is writing checkpoints of t"):
+            alone(tmp_path)
+        alone(tmp_path, share_task_name=True, max_steps=1)
+    with task_lock(str(tmp_path), "t", 0):
+        pass
 
 
 def test_readers_wait_for_the_rename(tmp_path):
@@ -394,11 +401,11 @@ def test_readers_wait_for_the_rename(tmp_path):
 
 def test_the_loss_scale_follows_overflows(tmp_path):
     block = dist_job.network()
-    run = RunConfig("t", 1, loss_scale=2.0**16, dynamic_loss_scale=True)
-    learner = Learner(block, NesterovSGD(momentum=0.9), [mx.cpu()], run)
+    options = train_options(loss_scale="dynamic")
+    learner = Learner(block, NesterovSGD(momentum=0.9), [mx.cpu()], options)
     batch = next(iter(dist_job.Share(8, 8, 0, 1)))
     plain = dist_job.network()
-    reference = Learner(plain, NesterovSGD(momentum=0.9), [mx.cpu()], RunConfig("t", 1))
+    reference = Learner(plain, NesterovSGD(momentum=0.9), [mx.cpu()], train_options())
     for step in (1, 2):
         learner.step([batch], 0.1, step)
         reference.step([batch], 0.1, step)
@@ -422,24 +429,36 @@ def test_the_loss_scale_follows_overflows(tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"compression": 0.5}, "--kv-store dist_sync"),
-        ({"kvstore": "dist_async", "precise_bn": PreciseBN(1, 1)}, "precise BatchNorm"),
-        ({"update_on_kvstore": True, "dynamic_loss_scale": True}, "dynamic loss scale"),
+        ({"gradient_compression": "2bit"}, "--kv-store dist_sync"),
+        ({"kv_store": "dist_async", "precise_bn": True}, "precise BatchNorm"),
+        ({"update_on_kvstore": True, "loss_scale": "dynamic"}, "dynamic loss scale"),
+        ({"precise_bn_batches": (-1, 3)}, "0 or more batches"),
+        ({"resume": "auto", "resume_epoch": 3}, "not both"),
     ],
 )
 def test_what_does_not_go_together_is_said(options, message):
     with pytest.raises(UsageError, match=message):
-        RunConfig("t", 1, **options)
+        train_options(**options).check()
 
 
-def test_progress_is_written_when_it_changes(tmp_path):
-    assert read(str(tmp_path), 3) is None
-    progress = Progress(str(tmp_path), 3)
-    assert read(str(tmp_path), 3) == {"step": 0, "doing": "starting", "ticks": 0}
-    progress.tick("input", 5)
-    with progress.phase("exchange"):
-        assert progress.doing == "exchange"
-    progress.close()
-    assert read(str(tmp_path), 3) == {"step": 5, "doing": "input", "ticks": 3}
-    with pytest.raises(GloReError, match="cannot report progress"):
-        Progress(str(tmp_path / "none"), 0)
+def test_the_heartbeat_is_written_when_it_changes(tmp_path, caplog):
+    def read():
+        with open(heartbeat_path(str(tmp_path), 3)) as stream:
+            return json.load(stream)
+
+    heartbeat = Heartbeat(str(tmp_path), 3)
+    assert read() == {"step": 0, "doing": "starting", "ticks": 0}
+    heartbeat.tick("input", 5)
+    with heartbeat.phase("exchange"):
+        assert heartbeat.doing == "exchange"
+    heartbeat.close()
+    assert read() == {"step": 5, "doing": "input", "ticks": 3}
+    assert caplog.text == ""
+
+
+def test_without_a_folder_for_heartbeats_the_run_goes_on(tmp_path, caplog):
+    heartbeat = Heartbeat(str(tmp_path / "none"), 0)
+    heartbeat.tick("input", 1)
+    heartbeat.close()
+    assert caplog.text.count("cannot be told") == 1
+    assert "log folder" in caplog.text
