@@ -133,7 +133,7 @@ class LoaderConfig:
         )
 
 
-def write_bad_files(loaders: Iterable["Passes"], path: str) -> int:
+def write_bad_files(loaders: Iterable["BatchSource"], path: str) -> int:
     """Write the summary of the bad files of some loaders (``path<TAB>times<TAB>reason``).
 
     Returns
@@ -342,18 +342,25 @@ def too_many(dataset, count, path, reason):
     )
 
 
-class Passes:
-    """What reads batches pass after pass, and which batches it is to read next.
+class BatchSource:
+    """Batches pass after pass, and which of them to read next.
 
     Attributes
     ----------
+    dataset
+    config
     batches
         Batches of a pass.
+    num_samples
+        Samples of a pass (items; a multi-crop item counts once).
     """
 
     batches: int
+    num_samples: int
 
-    def __init__(self) -> None:
+    def __init__(self, dataset: Dataset, config: LoaderConfig) -> None:
+        self.dataset = dataset
+        self.config = config
         self._next_position: tuple[int, Optional[list[int]]] = (0, None)
 
     def __len__(self) -> int:
@@ -413,7 +420,7 @@ class Passes:
         self.close()
 
 
-class Loader(Passes):
+class Loader(BatchSource):
     """Batches of a dataset, in a reproducible order, pass after pass.
 
     ``iter(loader)`` goes through one pass (epoch): what :meth:`set_position` or :meth:`set_runs`
@@ -434,15 +441,13 @@ class Loader(Passes):
     """
 
     def __init__(self, dataset: Dataset, config: LoaderConfig) -> None:
-        super().__init__()
+        super().__init__(dataset, config)
         equal = config.shuffle or config.last_batch == "discard"
         if not dataset.uniform and (equal or config.on_bad == "replace"):
             raise UsageError(
                 f"{dataset.origin} gives samples of different shapes: these can only be read in "
                 "their order, all of them, and without replacements."
             )
-        self.dataset = dataset
-        self.config = config
         self._items = max(1, config.batch_size // dataset.views)
         total, ranks = len(dataset), config.num_ranks
         self._samples = total // ranks if equal else len(range(config.rank, total, ranks))
@@ -456,15 +461,11 @@ class Loader(Passes):
             )
         if not dataset.uniform:
             self.batches = len(self._plan(0))
+        self.num_samples = min(self._samples, self.batches * self._items)
         self._engine = _Engine(config, dataset, self._largest_batch())
         # Runs at the loader's end or, at the latest, at the interpreter's.
         self._finalizer = weakref.finalize(self, self._engine.close)
         self._iterators = 0
-
-    @property
-    def num_samples(self) -> int:
-        """Number of samples of a pass (items; a multi-crop item counts once)."""
-        return min(self._samples, self.batches * self._items)
 
     def start(self) -> None:
         """Start the workers now rather than at the first ``iter()``, beside other preparations."""

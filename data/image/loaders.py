@@ -7,13 +7,13 @@ were tested. ``mean`` and ``std`` are RGB, on the 0..1 scale.
 """
 
 from collections.abc import Sequence
-from typing import Any, Optional, Union
+from typing import Any, Optional
 
 import cv2
 
 from glore_common import UsageError
 
-from ..common.loader import Loader, LoaderConfig
+from ..common.loader import BatchSource, Loader, LoaderConfig
 from ..common.options import settled
 from ..common.transforms import (
     CenterCrop,
@@ -132,7 +132,7 @@ def get_image_train_loader(
     seed: int = 0,
     rank: int = 0,
     num_ranks: int = 1,
-) -> Union[Loader, NativeImageLoader]:
+) -> BatchSource:
     """Return the loader for training: augmented images, in a new order each epoch.
 
     It yields (data, label) as ``mx.nd`` float32 on the CPU: data (n, 3, crop_size, crop_size).
@@ -166,9 +166,10 @@ def get_image_train_loader(
     config = LoaderConfig.of(
         options, shuffle=True, seed=seed, last_batch="discard", rank=rank, num_ranks=num_ranks
     )
+    dataset = ImageDataset(source, transform, (crop_size, crop_size))
     if _is_native(options):
-        return NativeImageLoader(source, options, config, mean, std)
-    return Loader(ImageDataset(source, transform, (crop_size, crop_size)), config)
+        return NativeImageLoader(dataset, options, config, mean, std)
+    return Loader(dataset, config)
 
 
 def get_image_val_loader(
@@ -182,7 +183,7 @@ def get_image_val_loader(
     with_index: bool = True,
     rank: int = 0,
     num_ranks: int = 1,
-) -> Union[Loader, NativeImageLoader]:
+) -> BatchSource:
     """Return the loader for validation and testing: every image once, in the source's order.
 
     It yields (data, label, index); rows of equal index are crops of one image and are to be
@@ -218,13 +219,15 @@ def get_image_val_loader(
         rank=rank,
         num_ranks=num_ranks,
     )
-    if _is_native(options):
-        if crops != "centre":
-            raise UsageError("reader='native' has centre crops only.")
-        return NativeImageLoader(source, options, config, mean, std)
+    native = _is_native(options)
+    if native and crops != "centre":
+        raise UsageError("reader='native' has centre crops only.")
     size = None if crops == "full" else (crop_size, crop_size)
     views = TenCrop.num_views if crops == "ten" else 1
-    return Loader(ImageDataset(source, transform, size, views), config)
+    dataset = ImageDataset(source, transform, size, views)
+    if native:
+        return NativeImageLoader(dataset, options, config, mean, std)
+    return Loader(dataset, config)
 
 
 def _is_native(options: ImageReadingOptions) -> bool:

@@ -8,18 +8,18 @@ import numpy as np
 from glore_common import GloReError, UsageError
 from mxnet_compat import mx
 
-from ..common.loader import LoaderConfig, Passes
+from ..common.loader import BatchSource, LoaderConfig
 from ..common.options import settled
 from ..common.samples import ORDER, generator
 from ..common.transforms import default_resize
+from .dataset import ImageDataset
 from .options import ImageOptions, ImageReadingOptions
-from .source import ImageSource
 from .transforms import AREA, ASPECT, HLS
 
 BICUBIC = 2  # ImageRecordIter's inter_method
 
 
-class NativeImageLoader(Passes):
+class NativeImageLoader(BatchSource):
     """MXNet's own reader of record files, in C++ threads, like a :class:`Loader`.
 
     It differs from our loader:
@@ -35,8 +35,8 @@ class NativeImageLoader(Passes):
 
     Parameters
     ----------
-    source
-        Of a record file.
+    dataset
+        Of a record file; only what it says of the images is used.
     options
         With crop size settled.
     config
@@ -49,14 +49,14 @@ class NativeImageLoader(Passes):
 
     def __init__(
         self,
-        source: ImageSource,
+        dataset: ImageDataset,
         options: ImageReadingOptions,
         config: LoaderConfig,
         mean: Sequence[float],
         std: Sequence[float],
     ) -> None:
-        super().__init__()
-        train = config.shuffle
+        super().__init__(dataset, config)
+        train, source = config.shuffle, dataset.source
         if not source.records:
             raise UsageError(f"reader='native' reads .rec files; {source.origin} is none.")
         if config.strict:
@@ -67,7 +67,6 @@ class NativeImageLoader(Passes):
                 "for training and with an .idx file."
             )
         self.source = source
-        self.config = config
         samples = len(source.samples) // config.num_ranks
         whole, rest = divmod(samples, config.batch_size)
         self.batches = whole + (1 if rest and not train else 0)

@@ -329,7 +329,7 @@ def test_native_reader_gives_the_same_validation_pixels(photographs):
         expected = collect(own)
     with val(photographs, record_reader="native", num_workers=2, **released) as native:
         found = collect(native)
-        assert (len(native), native.num_samples, native.source.num_classes) == (4, 13, 2)
+        assert (len(native), native.num_samples, native.dataset.source.num_classes) == (4, 13, 2)
     assert [len(data) for data, *_ in found] == [4, 4, 4, 1]
     levels = []
     for (data, label, index), (other, other_label, other_index) in zip(expected, found):
