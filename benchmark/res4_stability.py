@@ -25,6 +25,8 @@ import numpy as np
 from PIL import Image
 
 from data.image.loaders import get_image_train_loader, get_image_val_loader
+from data.image.options import ImageOptions
+from data.image.source import read_image_folder
 from dataset import prepare_demo_images
 from dataset.demo_images import CLASSES, GREY
 from glore_common import GloReError, UsageError, atomic_path, run_main, write_text
@@ -173,23 +175,23 @@ class Images:
 
     def __init__(self, seed, crop_size, steps, contrast):
         config = prepare_demo_images()
-        options = {"crop_size": crop_size, "mean": MEAN, "std": STD, "num_workers": 0}
-        with get_image_train_loader(
-            config.train_root,
+        options = ImageOptions(
             batch_size=BATCH_SIZE,
+            num_workers=0,
+            crop_size=crop_size,
             augmentation="crop",
             rotation=ROTATION,
-            seed=seed,
-            **options,
-        ) as loader:
+        )
+        pixels = {"mean": MEAN, "std": STD}
+        source = read_image_folder(config.train_root)
+        self.num_classes = source.num_classes
+        with get_image_train_loader(source, options, seed=seed, **pixels) as loader:
             self.train = []
             while len(self.train) < steps:
                 loader.set_position(len(self.train) // len(loader), 0)
                 self.train += list(loader)[: steps - len(self.train)]
-            self.num_classes = loader.num_classes
-        with get_image_val_loader(
-            config.val_root, batch_size=BATCH_SIZE, with_index=False, **options
-        ) as loader:
+        source = read_image_folder(config.val_root)
+        with get_image_val_loader(source, options, with_index=False, **pixels) as loader:
             self.val = list(loader)
         if contrast == "even":
             self.train, self.val = (

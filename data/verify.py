@@ -13,12 +13,13 @@ import json
 import logging
 import os
 import sys
+from typing import Any, Optional
 
 from glore_common import UsageError, progress, run_main, write_text
 
 from .common.pool import Task, WorkerError, WorkerPool
 from .common.worker_main import BAD, DONE, REFUSED
-from .video.list import FrameCounts, read_video_list
+from .video.list import FrameCounts, VideoList, read_video_list
 from .video.verify_job import VerifyJob
 
 LOGGER = logging.getLogger("glore.data")
@@ -43,19 +44,25 @@ class _Results:
             yield outcome
 
 
-def verify_list(video_list, num_workers=1, quick=False, timeout=300.0, min_frames=1):
+def verify_list(
+    video_list: VideoList,
+    num_workers: int = 1,
+    quick: bool = False,
+    timeout: float = 300.0,
+    min_frames: int = 1,
+) -> list[dict[str, Any]]:
     """Check every video of a list.
 
     Parameters
     ----------
-    video_list : VideoList
-    num_workers : int
+    video_list
+    num_workers
         Worker processes, at least 1.
-    quick : bool
+    quick
         Decode eight frames instead of all.
-    timeout : float
+    timeout
         Seconds that one video may take.
-    min_frames : int
+    min_frames
         Videos with fewer frames count as bad.
 
     Returns
@@ -67,7 +74,7 @@ def verify_list(video_list, num_workers=1, quick=False, timeout=300.0, min_frame
     if num_workers < 1 or timeout <= 0:
         raise UsageError("at least one worker and a time-out above 0 are needed.")
     counts = FrameCounts(video_list)
-    report = [
+    report: list[dict[str, Any]] = [
         dict(zip(COLUMNS, (*row, "bad", 0, 0, "it was not checked"))) for row in video_list.rows
     ]
     results = _Results()
@@ -104,7 +111,7 @@ def verify_list(video_list, num_workers=1, quick=False, timeout=300.0, min_frame
     return report
 
 
-def write_report(report, path):
+def write_report(report: list[dict[str, Any]], path: str) -> None:
     """Write what :func:`verify_list` found: JSON for a name ending in .json, else a TSV table."""
     if path.endswith(".json"):
         write_text(path, json.dumps(report, indent=1, ensure_ascii=False) + "\n")
@@ -119,7 +126,7 @@ def write_report(report, path):
     write_text(path, "\n".join(rows) + "\n")
 
 
-def write_clean_list(video_list, report, path):
+def write_clean_list(video_list: VideoList, report: list[dict[str, Any]], path: str) -> None:
     """Write the list without its bad rows; the other lines stay as they are."""
     with open(video_list.path, encoding="utf-8-sig") as stream:
         lines = stream.read().split("\n")
@@ -145,7 +152,7 @@ def _check_places(video_list, *paths):
             )
 
 
-def make_parser():
+def make_parser() -> argparse.ArgumentParser:
     """Return the parser of the command line."""
     parser = argparse.ArgumentParser(
         prog="python -m data.verify",
@@ -180,7 +187,7 @@ def make_parser():
     return parser
 
 
-def main(argv=None):
+def main(argv: Optional[list[str]] = None) -> int:
     """Run the command; return its exit code."""
     arguments = make_parser().parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(levelname)s: %(message)s")

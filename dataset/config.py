@@ -22,9 +22,6 @@ from typing import Optional
 
 from glore_common import GloReError, UsageError, closest_first
 
-# RGB mean and standard deviation on the 0..1 scale (GloRe: mean 124, 117, 104; scale 0.0167).
-MEAN = (124 / 255, 117 / 255, 104 / 255)
-STD = (1 / (0.0167 * 255),) * 3
 # GloRe's single-node recipe: the rate falls after 45, 65 and 85 passes of 240,000 clips. When the
 # run ends is our choice: 15 passes (of 4 logged epochs) after the last fall.
 KINETICS_LR_STEPS = (45 * 240_000, 65 * 240_000, 85 * 240_000)
@@ -67,8 +64,6 @@ class DatasetConfig:
     warmup_steps : int
     end_epoch : int
         Logged epochs.
-    mean, std : tuple of 3 floats
-        RGB, on the 0..1 scale.
     """
 
     name: str
@@ -93,8 +88,6 @@ class DatasetConfig:
     lr_steps: tuple = KINETICS_LR_STEPS
     warmup_steps: int = 1500
     end_epoch: int = 400
-    mean: tuple = MEAN
-    std: tuple = STD
 
     def check(self, parts=("train", "val")):
         """Make sure that lists and video folders are there.

@@ -61,10 +61,6 @@ class ImageSetConfig:
     train_root, val_root, test_root : str
         Folders with one folder per class.
     class_names : tuple of str
-    crop_size, resize : int
-        Side of the network's input and short side before the crop, in pixels.
-    flip : bool
-        Whether a mirrored image still shows its class.
     """
 
     name: str
@@ -73,9 +69,6 @@ class ImageSetConfig:
     val_root: str
     test_root: str
     class_names: tuple
-    crop_size: int
-    resize: int
-    flip: bool
 
 
 def _colour(hue, rng):
@@ -251,9 +244,6 @@ def prepare_demo_images(
         name="DemoImages",
         root=root,
         class_names=CLASSES,
-        crop_size=64,
-        resize=73,
-        flip=True,
         **folders,
     )
 

@@ -6,18 +6,21 @@ made from (seed, epoch, index, attempt).
 """
 
 import collections
+import dataclasses
 import logging
 import os
 import weakref
-from typing import NamedTuple
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, NamedTuple, Optional
 
 import numpy as np
 
 from glore_common import GloReError, UsageError, write_text
-from mxnet_compat import mx
+from mxnet_compat import mx, physical_cores
 
+from .options import ReadingOptions, settled
 from .pool import InlinePool, Task, WorkerError, WorkerPool, make_memory
-from .samples import ORDER, REPLACEMENT, LoadJob, generator
+from .samples import ORDER, REPLACEMENT, Dataset, LoadJob, generator
 from .worker_main import BAD, DONE, REFUSED
 
 LOGGER = logging.getLogger("glore.data")
@@ -35,20 +38,110 @@ class BadFile(NamedTuple):
     times: int
 
 
-def write_bad_files(loaders, path):
-    """Write the summary of the bad files of some loaders (``path<TAB>times<TAB>reason``).
+@dataclasses.dataclass(frozen=True)
+class LoaderConfig:
+    """How a :class:`Loader` reads its dataset.
 
-    Parameters
+    Attributes
     ----------
-    loaders : iterable of Loader
-    path : str
+    batch_size
+        Samples in a batch. With multi-crop data the crops count as samples: a batch has
+        ``max(1, batch_size // views)`` items. A dataset that is not uniform has batches of
+        samples of one shape, so that some are smaller: shape after shape in the order in which
+        the dataset has them.
+    shuffle
+        Draw a new order for each epoch.
+    seed
+        Not negative.
+    num_workers
+        Worker processes; 0 reads in this process, where a decoder crash or hang is not caught.
+    prefetch
+        Batches read ahead, at least 1; they take prefetch x batch bytes of memory.
+    last_batch
+        'keep' or 'discard' an incomplete last batch.
+    rank, num_ranks
+        Of the machines (or processes) that share the data, which one this is. With ``shuffle``
+        or 'discard' every rank gets the same number of samples; else each sample goes to exactly
+        one rank and the last ranks may have one fewer.
+    with_index
+        Yield (data, label, index): index, a NumPy int64 array, is the row of the video or image.
+    on_bad
+        'replace' an unreadable file by another sample, drawn as a function of
+        (seed, epoch, index), or 'skip' it: leave it out of its batch (for evaluation).
+    strict
+        The first unreadable file ends it all.
+    max_failures
+        So many distinct unreadable files in a row end it all: in a row for one place of a batch
+        with 'replace', in the order of the data with 'skip'.
+    timeout
+        Seconds that decoding a file may take.
+
+    Raises
+    ------
+    UsageError
+        Values that make no sense.
+    """
+
+    batch_size: int
+    shuffle: bool = False
+    seed: int = 0
+    num_workers: int = 0
+    prefetch: int = 2
+    last_batch: str = "keep"
+    rank: int = 0
+    num_ranks: int = 1
+    with_index: bool = False
+    on_bad: str = "replace"
+    strict: bool = False
+    max_failures: int = 10
+    timeout: float = 60.0
+
+    def __post_init__(self) -> None:
+        for name, least in (
+            ("batch_size", 1),
+            ("seed", 0),
+            ("num_workers", 0),
+            ("prefetch", 1),
+            ("num_ranks", 1),
+            ("max_failures", 1),
+        ):
+            value = getattr(self, name)
+            if value < least:
+                raise UsageError(f"{name} must be at least {least}, got {value}.")
+        if not 0 <= self.rank < self.num_ranks:
+            raise UsageError(f"rank must be in 0..{self.num_ranks - 1}, got {self.rank}.")
+        for name, known in (
+            ("last_batch", ("keep", "discard")),
+            ("on_bad", ("replace", "skip")),
+        ):
+            value = getattr(self, name)
+            if value not in known:
+                raise UsageError(f"{name} must be one of {', '.join(known)}; got {value!r}.")
+
+    @classmethod
+    def of(cls, options: ReadingOptions, **more: Any) -> "LoaderConfig":
+        """Return what the options ask for; ``more`` gives the other fields, or a batch size."""
+        workers = options.num_workers
+        if "batch_size" not in more:
+            more["batch_size"] = settled(options, "batch_size")
+        return cls(
+            # Unless told otherwise as many workers as physical cores, at most 8.
+            num_workers=min(8, physical_cores()) if workers is None else workers,
+            max_failures=options.max_failures,
+            strict=options.strict_data,
+            **more,
+        )
+
+
+def write_bad_files(loaders: Iterable["BatchSource"], path: str) -> int:
+    """Write the summary of the bad files of some loaders (``path<TAB>times<TAB>reason``).
 
     Returns
     -------
     int
         Number of bad files. With none, no file is written and an old one is removed.
     """
-    files = {}
+    files: dict[str, BadFile] = {}
     for loader in loaders:
         for bad in loader.bad_files():
             times = bad.times + (files[bad.path].times if bad.path in files else 0)
@@ -93,16 +186,16 @@ class _Place:
 class _Engine:
     """Keeps batches of one epoch in flight. Apart from the loader so that that can be collected."""
 
-    def __init__(self, options, dataset, slot_size):
-        self.options = options
+    def __init__(self, config, dataset, slot_size):
+        self.config = config
         self.dataset = dataset
-        slots = options.prefetch if options.num_workers else 1
-        self.job = LoadJob(dataset, options.seed, slots, slot_size)
+        slots = config.prefetch if config.num_workers else 1
+        self.job = LoadJob(dataset, config.seed, slots, slot_size)
         self.descriptor, memory = make_memory(self.job.memory_size)
-        if options.num_workers:
+        if config.num_workers:
             # Pickled before memory is attached: the workers map it themselves.
             self.pool = WorkerPool(
-                self.job, options.num_workers, self.outcome, options.timeout, self.descriptor
+                self.job, config.num_workers, self.outcome, config.timeout, self.descriptor
             )
         else:
             self.pool = InlinePool(self.job, self.outcome)
@@ -188,27 +281,27 @@ class _Engine:
     def _failed(self, place, reason):
         """Note a bad file and go on with another candidate, if one may be used."""
         path = self.dataset.name(place.candidate)
-        options = self.options
+        config = self.config
         if path in self.bad:
             self.bad[path][1] += 1
         else:
             self.bad[path] = [reason, 1]
-            consequence = "it is left out" if options.on_bad == "skip" else "another one is used"
+            consequence = "it is left out" if config.on_bad == "skip" else "another one is used"
             LOGGER.warning(
                 "cannot read the %s %s: %s; %s", self.dataset.kind, path, reason, consequence
             )
         batch = place.batch
-        if options.strict:
+        if config.strict:
             what = f"the {self.dataset.kind} {path}"
             error = UnreadableData(f"cannot read {what}: {reason} (strict: no bad file allowed)")
             self._fail(batch, error)
-        elif options.on_bad == "skip":
+        elif config.on_bad == "skip":
             batch.reasons[place.number] = (path, reason)
             batch.pending -= 1
         else:
             tried_paths = {self.dataset.name(index) for index in place.tried}
             replacement = self._replacement(place, tried_paths)
-            if len(tried_paths) >= options.max_failures or replacement is None:
+            if len(tried_paths) >= config.max_failures or replacement is None:
                 self._fail(batch, too_many(self.dataset, len(tried_paths), path, reason))
             else:
                 place.candidate = replacement
@@ -218,7 +311,7 @@ class _Engine:
     def _replacement(self, place, tried_paths):
         """Return another item for a place, a function of (seed, epoch, index, attempt)."""
         attempt = len(place.tried)
-        rng = generator(self.options.seed, REPLACEMENT, self.epoch, place.index, attempt)
+        rng = generator(self.config.seed, REPLACEMENT, self.epoch, place.index, attempt)
         # A few draws nearly always do; the permutation ends the search in a small list.
         total = len(self.dataset)
         for _ in range(20):
@@ -249,174 +342,148 @@ def too_many(dataset, count, path, reason):
     )
 
 
-class _Options(NamedTuple):
-    seed: int
-    num_workers: int
-    prefetch: int
-    on_bad: str
-    strict: bool
-    max_failures: int
-    timeout: float
+class BatchSource:
+    """Batches pass after pass, and which of them to read next.
 
-
-class Loader:
-    """Batches of a dataset, in a reproducible order, pass after pass.
-
-    ``iter(loader)`` goes through one pass (epoch): from the position given by
-    :meth:`set_position`, or else from the start of the pass after the last one begun. Only one
-    iterator lives at a time. Batches read ahead are kept when an iterator is left and the next one
-    continues at the same place.
-
-    Parameters
+    Attributes
     ----------
-    dataset : Dataset
-        If it is not uniform, ``shuffle``, ``discard`` and ``replace`` are impossible.
-    batch_size : int
-        Samples in a batch. With multi-crop data the crops count as samples: a batch has
-        ``max(1, batch_size // views)`` items. A dataset that is not uniform has batches of
-        samples of one shape, so that some are smaller: shape after shape in the order in which
-        the dataset has them.
-    shuffle : bool
-        Draw a new order for each epoch.
-    seed : int
-        Not negative.
-    num_workers : int
-        Worker processes; 0 reads in this process, where a decoder crash or hang is not caught.
-    prefetch : int
-        Batches read ahead, at least 1; they take prefetch x batch bytes of memory.
-    last_batch : {'keep', 'discard'}
-        What to do with an incomplete last batch.
-    rank, num_ranks : int
-        Of the machines (or processes) that share the data, which one this is. With ``shuffle``
-        or ``discard`` every rank gets the same number of samples; else each sample goes to
-        exactly one rank and the last ranks may have one fewer.
-    with_index : bool
-        Yield (data, label, index): index, a NumPy int64 array, is the row of the video or image.
-    on_bad : {'replace', 'skip'}
-        An unreadable file is replaced by another sample, drawn as a function of
-        (seed, epoch, index), or left out of its batch (for evaluation).
-    strict : bool
-        The first unreadable file ends it all.
-    max_failures : int
-        So many distinct unreadable files in a row end it all: in a row for one place of a batch
-        with 'replace', in the order of the data with 'skip'.
-    timeout : float
-        Seconds that decoding a file may take.
-
-    Raises
-    ------
-    UsageError
-        Arguments that make no sense, or fewer samples than one batch.
+    dataset
+    config
+    batches
+        Batches of a pass.
+    num_samples
+        Samples of a pass (items; a multi-crop item counts once).
     """
 
-    def __init__(
-        self,
-        dataset,
-        batch_size,
-        shuffle=False,
-        seed=0,
-        num_workers=0,
-        prefetch=2,
-        last_batch="keep",
-        rank=0,
-        num_ranks=1,
-        with_index=False,
-        on_bad="replace",
-        strict=False,
-        max_failures=10,
-        timeout=60.0,
-    ):
-        for name, value, least in (
-            ("batch_size", batch_size, 1),
-            ("seed", seed, 0),
-            ("num_workers", num_workers, 0),
-            ("prefetch", prefetch, 1),
-            ("num_ranks", num_ranks, 1),
-            ("max_failures", max_failures, 1),
-        ):
-            if value < least:
-                raise UsageError(f"{name} must be at least {least}, got {value}.")
-        if not 0 <= rank < num_ranks:
-            raise UsageError(f"rank must be in 0..{num_ranks - 1}, got {rank}.")
-        for name, value, known in (
-            ("last_batch", last_batch, ("keep", "discard")),
-            ("on_bad", on_bad, ("replace", "skip")),
-        ):
-            if value not in known:
-                raise UsageError(f"{name} must be one of {', '.join(known)}; got {value!r}.")
-        if not dataset.uniform and (shuffle or last_batch == "discard" or on_bad == "replace"):
-            raise UsageError(
-                f"{dataset.origin} gives samples of different shapes: these can only be read in "
-                "their order, all of them, and without replacements."
-            )
+    batches: int
+    num_samples: int
+
+    def __init__(self, dataset: Dataset, config: LoaderConfig) -> None:
         self.dataset = dataset
-        self.batch_size = batch_size
-        self._items = max(1, batch_size // dataset.views)
-        self._shuffle = shuffle
-        self._seed = seed
-        self._rank, self._num_ranks = rank, num_ranks
-        self._with_index = with_index
-        self._max_failures = max_failures
-        self._on_bad = on_bad
-        total = len(dataset)
-        equal = shuffle or last_batch == "discard"
-        self._samples = total // num_ranks if equal else len(range(rank, total, num_ranks))
-        whole, rest = divmod(self._samples, self._items)
-        self._length = whole + (1 if rest and last_batch == "keep" else 0)
-        if self._length == 0 and equal:
-            share = f" for each of {num_ranks} ranks" if num_ranks > 1 else ""
-            raise UsageError(
-                f"{dataset.origin} has {self._samples} samples{share}, fewer than one "
-                f"batch of {self._items}: use a smaller batch size."
-            )
-        options = _Options(seed, num_workers, prefetch, on_bad, strict, max_failures, timeout)
-        self._length = self._length if dataset.uniform else len(self._plan(0))
-        self._engine = _Engine(options, dataset, self._largest_batch())
-        # Runs at the loader's end or, at the latest, at the interpreter's.
-        self._finalizer = weakref.finalize(self, self._engine.close)
-        self._next_position = (0, 0)
-        self._iterators = 0
+        self.config = config
+        self._next_position: tuple[int, Optional[list[int]]] = (0, None)
 
-    def __len__(self):
-        return self._length
+    def __len__(self) -> int:
+        return self.batches
 
-    @property
-    def num_samples(self):
-        """Number of samples of a pass (items; a multi-crop item counts once)."""
-        return min(self._samples, self._length * self._items)
+    def __iter__(self) -> Iterator[tuple]:
+        raise NotImplementedError
 
-    def set_position(self, epoch, batch=0):
-        """Let the next ``iter()`` begin at ``batch`` (0 .. len) of ``epoch``."""
-        if epoch < 0 or not 0 <= batch <= self._length:
-            raise UsageError(
-                f"no batch {batch} of epoch {epoch}: a pass has {self._length} batches."
-            )
-        self._next_position = (epoch, batch)
+    def set_position(self, epoch: int, batch: int = 0, stop: Optional[int] = None) -> None:
+        """Let the next ``iter()`` begin at ``batch`` (0 .. len) of ``epoch``.
 
-    def start(self):
-        """Start the workers now rather than at the first ``iter()``, beside other preparations."""
-        self._check_open()
-        self._engine.pool.start()
+        It ends before the batch ``stop``, by default with the pass. Nothing beyond is read.
+        """
+        self.set_runs(epoch, [(batch, self.batches if stop is None else stop)])
 
-    def worker_pids(self):
-        """Return the process numbers of the workers."""
-        pool = self._engine.pool
-        return pool.pids() if isinstance(pool, WorkerPool) else []
+    def set_runs(self, epoch: int, runs: Sequence[tuple[int, int]]) -> None:
+        """Let the next ``iter()`` go through some runs of batches of ``epoch``, and no others.
 
-    def bad_files(self):
-        """Return the files that could not be read so far, a list of :class:`BadFile`."""
-        with self._engine.pool.condition:
-            return [BadFile(path, *facts) for path, facts in self._engine.bad.items()]
+        Parameters
+        ----------
+        epoch
+            Pass, from 0.
+        runs
+            (first batch, batch after the last) of each, in rising order. What is read ahead at
+            the end of one is the next one's beginning.
+        """
+        ends = [0, *(end for run in runs for end in run)]
+        for before, end in zip(ends, ends[1:]):
+            if epoch < 0 or not before <= end <= self.batches:
+                raise UsageError(
+                    f"no batch {end} of epoch {epoch} after batch {before}: a pass has "
+                    f"{self.batches} batches."
+                )
+        numbers = [number for first, stop in runs for number in range(first, stop)]
+        self._next_position = (epoch, numbers)
 
-    def close(self):
-        """End the workers and write what was noted. Can be called again."""
-        self._finalizer()
+    def _take_position(self) -> tuple[int, list[int]]:
+        """Return (epoch, numbers of its batches) to read now; the next pass comes after it."""
+        epoch, numbers = self._next_position
+        self._next_position = (epoch + 1, None)
+        return epoch, list(range(self.batches)) if numbers is None else numbers
+
+    def start(self) -> None:
+        """Start what can be started before the first ``iter()``, beside other preparations."""
+
+    def bad_files(self) -> list[BadFile]:
+        """Return the files that could not be read so far."""
+        return []
+
+    def close(self) -> None:
+        """End what was started. Can be called again."""
 
     def __enter__(self):
         return self
 
-    def __exit__(self, *exception):
+    def __exit__(self, *exception: object) -> None:
         self.close()
+
+
+class Loader(BatchSource):
+    """Batches of a dataset, in a reproducible order, pass after pass.
+
+    ``iter(loader)`` goes through one pass (epoch): what :meth:`set_position` or :meth:`set_runs`
+    asked for, or else the whole pass after the last one begun. Only one iterator lives at a time.
+    Batches read ahead are kept when an iterator is left and the next one continues at the same
+    place.
+
+    Parameters
+    ----------
+    dataset
+        If it is not uniform, ``shuffle``, 'discard' and 'replace' are impossible.
+    config
+
+    Raises
+    ------
+    UsageError
+        What is impossible for the dataset, or fewer samples than one batch.
+    """
+
+    def __init__(self, dataset: Dataset, config: LoaderConfig) -> None:
+        super().__init__(dataset, config)
+        equal = config.shuffle or config.last_batch == "discard"
+        if not dataset.uniform and (equal or config.on_bad == "replace"):
+            raise UsageError(
+                f"{dataset.origin} gives samples of different shapes: these can only be read in "
+                "their order, all of them, and without replacements."
+            )
+        self._items = max(1, config.batch_size // dataset.views)
+        total, ranks = len(dataset), config.num_ranks
+        self._samples = total // ranks if equal else len(range(config.rank, total, ranks))
+        whole, rest = divmod(self._samples, self._items)
+        self.batches = whole + (1 if rest and config.last_batch == "keep" else 0)
+        if self.batches == 0 and equal:
+            share = f" for each of {ranks} ranks" if ranks > 1 else ""
+            raise UsageError(
+                f"{dataset.origin} has {self._samples} samples{share}, fewer than one "
+                f"batch of {self._items}: use a smaller batch size."
+            )
+        if not dataset.uniform:
+            self.batches = len(self._plan(0))
+        self.num_samples = min(self._samples, self.batches * self._items)
+        self._engine = _Engine(config, dataset, self._largest_batch())
+        # Runs at the loader's end or, at the latest, at the interpreter's.
+        self._finalizer = weakref.finalize(self, self._engine.close)
+        self._iterators = 0
+
+    def start(self) -> None:
+        """Start the workers now rather than at the first ``iter()``, beside other preparations."""
+        self._check_open()
+        self._engine.pool.start()
+
+    def worker_pids(self) -> list[int]:
+        """Return the process numbers of the workers."""
+        return self._engine.pool.pids()
+
+    def bad_files(self) -> list[BadFile]:
+        """Return the files that could not be read so far."""
+        with self._engine.pool.condition:
+            return [BadFile(path, *facts) for path, facts in self._engine.bad.items()]
+
+    def close(self) -> None:
+        """End the workers and write what was noted. Can be called again."""
+        self._finalizer()
 
     def _check_open(self):
         if not self._finalizer.alive:
@@ -425,9 +492,10 @@ class Loader:
     def _order(self, epoch):
         """Return this rank's item indices of an epoch, in their order."""
         order = np.arange(len(self.dataset))
-        if self._shuffle:
-            order = generator(self._seed, ORDER, epoch).permutation(order)
-        return order[self._rank :: self._num_ranks][: self._samples]
+        config = self.config
+        if config.shuffle:
+            order = generator(config.seed, ORDER, epoch).permutation(order)
+        return order[config.rank :: config.num_ranks][: self._samples]
 
     def _plan(self, epoch):
         """Return the item indices of each batch of an epoch: a list of arrays."""
@@ -448,13 +516,12 @@ class Loader:
         sizes = (len(b) * int(np.prod(self.dataset.shape_of(int(b[0])))) for b in self._plan(0))
         return max(sizes, default=1)
 
-    def __iter__(self):
+    def __iter__(self) -> Iterator[tuple]:
         self._check_open()
-        epoch, first = self._next_position
-        self._next_position = (epoch + 1, 0)
+        epoch, numbers = self._take_position()
         self._iterators += 1
         plan = self._plan(epoch)
-        batches = [(number, plan[number]) for number in range(first, self._length)]
+        batches = [(number, plan[number]) for number in numbers]
         self._engine.pool.start()
         with self._engine.pool.condition:
             self._engine.direct(epoch, batches)
@@ -498,7 +565,7 @@ class Loader:
             failures.clear()
             return
         failures[failure[0]] = failure[1]
-        if len(failures) >= self._max_failures:
+        if len(failures) >= self.config.max_failures:
             raise too_many(self.dataset, len(failures), *failure)
 
     def _convert(self, batch, kept):
@@ -511,7 +578,7 @@ class Loader:
         data[:] = items.reshape(data.shape)
         label = mx.nd.empty(len(data), mx.cpu(), np.float32)
         label[:] = np.repeat(np.asarray([batch.labels[i] for i in kept], np.float32), views)
-        if not self._with_index:
+        if not self.config.with_index:
             return data, label
         rows = [self.dataset.row_of(batch.sources[place]) for place in kept]
         return data, label, np.repeat(np.asarray(rows, np.int64), views)

@@ -1,11 +1,26 @@
 """Options of reading that clips and images have in common."""
 
 import dataclasses
-from typing import Optional
+from typing import Any, Optional
 
+from glore_common import UsageError
 from glore_options import Options, count, option, positive_float, positive_int, three
 
 Triple = tuple[float, float, float]
+
+
+def settled(options: Options, name: str) -> Any:
+    """Return an option that is None until it is settled (by the data set, say), but must not be.
+
+    Raises
+    ------
+    UsageError
+        It still is None.
+    """
+    value = getattr(options, name)
+    if value is None:
+        raise UsageError(f"{name} was not given: its default depends on data set or network.")
+    return value
 
 
 @dataclasses.dataclass

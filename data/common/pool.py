@@ -4,6 +4,9 @@ A thread of the parent hands each idle worker one task, so that when a worker di
 answer in time it is known which file it was at. The worker is replaced and the work goes on.
 Arrays travel through memory that both sides map; it has no name, so nothing can be left behind.
 See :mod:`data.common.worker_main` for the other side and for why these are not forks.
+
+The parent never waits for a worker to read: the job lies in a file that they all map, and a task is
+small and goes to a worker that has read all before it, so that it fits into the pipe.
 """
 
 import collections
@@ -18,6 +21,7 @@ import tempfile
 import threading
 import time
 from multiprocessing import connection as pipes
+from typing import Any, Callable, Optional
 
 from .worker_main import BAD, READY, run_job
 
@@ -26,6 +30,8 @@ LOGGER = logging.getLogger("glore.data")
 TICK, START_TIMEOUT = 0.5, 120.0
 # Workers that may die one after the other before any of them is ready.
 FAILED_STARTS = 3
+# Bytes of a pickled task. A pipe (a pair of Unix sockets) holds some 200 kB on Linux.
+LARGEST_TASK = 32 << 10
 
 
 class WorkerError(RuntimeError):
@@ -37,24 +43,24 @@ class Task:
 
     Parameters
     ----------
-    arguments : tuple
+    arguments
         For ``job.run``.
-    what : str
+    what
         Names the task in messages: the file it reads.
-    context : object
+    context
         For the receiver of the outcome.
     """
 
     __slots__ = ("arguments", "context", "crashes", "what")
 
-    def __init__(self, arguments, what, context=None):
+    def __init__(self, arguments: tuple, what: str, context: Any = None) -> None:
         self.arguments = arguments
         self.what = what
         self.context = context
         self.crashes = 0
 
 
-def make_memory(size):
+def make_memory(size: int) -> tuple[int, mmap.mmap]:
     """Return (file descriptor, mmap) of ``size`` bytes that other processes can map too."""
     if hasattr(os, "memfd_create"):
         # Unlike a file in /dev/shm this is not bound by the small limit that containers set there.
@@ -72,32 +78,36 @@ class InlinePool:
     Nothing guards the process against a decoder that crashes or hangs.
     """
 
-    def __init__(self, job, on_outcome):
+    def __init__(self, job: Any, on_outcome: Callable[[Task, str, Any], None]) -> None:
         self.condition = threading.Condition()
         self._job = job
         self._on_outcome = on_outcome
-        self._tasks = collections.deque()
+        self._tasks: collections.deque[Task] = collections.deque()
 
-    def start(self):
+    def start(self) -> None:
         """Do nothing: there is nothing to start."""
 
-    def submit(self, task):
-        """Queue a task."""
+    def pids(self) -> list[int]:
+        """Return no process numbers."""
+        return []
+
+    def submit(self, task: Task) -> None:
+        """Queue a task (:attr:`condition` held)."""
         self._tasks.append(task)
 
-    def discard(self, unwanted):
+    def discard(self, unwanted: Callable[[Task], bool]) -> list[Task]:
         """Remove queued tasks for which ``unwanted(task)`` is true and return them."""
         removed = [task for task in self._tasks if unwanted(task)]
         self._tasks = collections.deque(task for task in self._tasks if not unwanted(task))
         return removed
 
-    def run_until(self, finished):
+    def run_until(self, finished: Callable[[], Any]) -> None:
         """Run tasks until ``finished()``."""
         while not finished():
             task = self._tasks.popleft()
             self._on_outcome(task, *run_job(self._job, task.arguments))
 
-    def close(self):
+    def close(self) -> None:
         """Drop what is queued."""
         self._tasks.clear()
 
@@ -134,40 +144,49 @@ def _died(returncode):
     return f"ended with exit code {returncode}"
 
 
-class WorkerPool:
+class WorkerPool(InlinePool):
     """Run ``job.run(*arguments)`` in worker processes.
 
     Parameters
     ----------
-    job : object
-        Picklable, importable without MXNet, with ``run`` and, if there is memory, ``attach``.
-    num_workers : int
-    on_outcome : callable
+    job
+        Picklable, importable without MXNet, with ``run`` and ``prepare(memory)``, which is called
+        once in each worker.
+    num_workers
+    on_outcome
         ``on_outcome(task, kind, value)``, called in the pool's thread with :attr:`condition` held;
         kinds as for :func:`data.common.worker_main.run_job`, and ``FAILED`` with a traceback.
-    timeout : float
+    timeout
         Seconds a task may take before its worker counts as hung.
-    memory : int
+    memory
         File descriptor to map in the workers, or -1.
     """
 
-    def __init__(self, job, num_workers, on_outcome, timeout=60.0, memory=-1):
-        self.condition = threading.Condition()
-        self._pickled = pickle.dumps(job)
+    def __init__(
+        self,
+        job: Any,
+        num_workers: int,
+        on_outcome: Callable[[Task, str, Any], None],
+        timeout: float = 60.0,
+        memory: int = -1,
+    ) -> None:
+        super().__init__(job, on_outcome)
+        pickled = pickle.dumps(job)
+        self._of_main = b"__main__" in pickled
+        self._job_file, memory_of_job = make_memory(len(pickled))
+        memory_of_job.write(pickled)
         self._num_workers = num_workers
-        self._on_outcome = on_outcome
         self._timeout = timeout
         self._memory = memory
-        self._tasks = collections.deque()
-        self._workers = []
-        self._thread = None
-        self._failure = None
+        self._workers: list[_Worker] = []
+        self._thread: Optional[threading.Thread] = None
+        self._failure: Optional[BaseException] = None
         self._closing = False
         self._wake_out, self._wake_in = pipes.Pipe(duplex=False)
         self._woken = False
         self._failed_starts = 0
 
-    def start(self):
+    def start(self) -> None:
         """Start the workers and the thread that watches them, once."""
         if self._thread is not None:
             return
@@ -175,18 +194,17 @@ class WorkerPool:
         self._thread = threading.Thread(target=self._watch, name="glore-pool", daemon=True)
         self._thread.start()
 
-    def submit(self, task):
+    def pids(self) -> list[int]:
+        """Return the process numbers of the workers."""
+        with self.condition:
+            return [worker.process.pid for worker in self._workers]
+
+    def submit(self, task: Task) -> None:
         """Queue a task (:attr:`condition` held)."""
-        self._tasks.append(task)
+        super().submit(task)
         self._wake()
 
-    def discard(self, unwanted):
-        """Remove queued tasks for which ``unwanted(task)`` is true and return them."""
-        removed = [task for task in self._tasks if unwanted(task)]
-        self._tasks = collections.deque(task for task in self._tasks if not unwanted(task))
-        return removed
-
-    def run_until(self, finished):
+    def run_until(self, finished: Callable[[], Any]) -> None:
         """Wait (:attr:`condition` held) until ``finished()`` or the pool cannot go on."""
         self.condition.wait_for(lambda: finished() or self._failure or self._closing)
         if self._failure is not None:
@@ -194,12 +212,7 @@ class WorkerPool:
         if self._closing and not finished():
             raise RuntimeError("the loader was closed while its batches were being read")
 
-    def pids(self):
-        """Return the process numbers of the workers."""
-        with self.condition:
-            return [worker.process.pid for worker in self._workers]
-
-    def close(self):
+    def close(self) -> None:
         """End the workers and wait for them. Can be called again."""
         with self.condition:
             if self._closing:
@@ -212,6 +225,7 @@ class WorkerPool:
             self._thread.join()
         self._wake_in.close()
         self._wake_out.close()
+        os.close(self._job_file)
 
     def _wake(self):
         if not self._woken:
@@ -225,25 +239,20 @@ class WorkerPool:
         # puts the package first, and the worker then goes to ours.
         environment = dict(os.environ, PYTHONPATH=os.pathsep.join(filter(None, sys.path)))
         environment.update(OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1")
-        inherited = [theirs.fileno()] + ([self._memory] if self._memory >= 0 else [])
-        command = [sys.executable, "-m", module, str(theirs.fileno()), str(self._memory)]
+        descriptors = [theirs.fileno(), self._job_file, self._memory]
+        arguments = [*map(str, descriptors), str(os.getpid()), os.getcwd()]
         try:
             process = subprocess.Popen(
-                [*command, str(os.getpid())],
+                [sys.executable, "-m", module, *arguments],
                 stdin=subprocess.DEVNULL,
                 stdout=2,  # standard output belongs to the parent's results
                 cwd=folder,
                 env=environment,
-                pass_fds=inherited,
+                pass_fds=[descriptor for descriptor in descriptors if descriptor >= 0],
             )
         finally:
             theirs.close()
-        worker = _Worker(number, process, ours)
-        try:
-            ours.send((os.getcwd(), self._pickled))
-        except OSError:
-            LOGGER.debug("worker %d ended before its job was sent; the watch will say so", number)
-        return worker
+        return _Worker(number, process, ours)
 
     def _watch(self):
         try:
@@ -286,8 +295,14 @@ class WorkerPool:
             if worker.ready and worker.task is None:
                 worker.task = self._tasks.popleft()
                 worker.since = time.monotonic()
+                message = pickle.dumps(worker.task.arguments)
+                if len(message) > LARGEST_TASK:
+                    raise WorkerError(
+                        f"the request for {worker.task.what} has {len(message)} bytes, more than "
+                        f"the {LARGEST_TASK} that a pipe holds in any case."
+                    )
                 try:
-                    worker.connection.send(worker.task.arguments)
+                    worker.connection.send_bytes(message)
                 except OSError:
                     self._lost(worker)
 
@@ -300,7 +315,7 @@ class WorkerPool:
         if not worker.ready:
             if kind != READY:
                 hint = ""
-                if b"__main__" in self._pickled:
+                if self._of_main:
                     hint = "Classes and functions for workers must live in a module of their own."
                 raise WorkerError(f"data worker {worker.number} could not start:\n{value}{hint}")
             worker.ready = True

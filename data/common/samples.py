@@ -4,7 +4,8 @@ A sample is a pure function of (dataset, seed key, item): it carries no state fr
 so any number of workers gives the same batches. Nothing here needs MXNet.
 """
 
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple, Optional
 
 import numpy as np
 
@@ -15,27 +16,20 @@ ORDER, SAMPLE, REPLACEMENT = range(3)
 
 
 class UnreadableFile(GloReError):
-    """A file that cannot be read.
-
-    Parameters
-    ----------
-    path : str
-    reason : str
-        What is wrong with it, without the path.
-    """
+    """A file that cannot be read; ``reason`` says what is wrong with it, without the path."""
 
     kind = "file"
 
-    def __init__(self, path, reason):
+    def __init__(self, path: str, reason: str) -> None:
         super().__init__(path, reason)
         self.path = path
         self.reason = reason
 
-    def __str__(self):
+    def __str__(self) -> str:
         return f"cannot read the {self.kind} {self.path}: {self.reason}"
 
 
-def generator(seed, domain, *position):
+def generator(seed: int, domain: int, *position: int) -> np.random.Generator:
     """Return the generator for one use at one position of a run.
 
     ``position`` goes into the spawn key, not into the entropy: there, trailing zeros would make
@@ -55,16 +49,18 @@ class Sample(NamedTuple):
 class Dataset:
     """Items that are read one by one, each from one file.
 
-    Subclasses define ``__len__`` and what raises ``NotImplementedError`` here; they are pickled
-    and sent to the workers.
+    Subclasses define ``__len__`` and what raises ``NotImplementedError`` here. Each worker gets a
+    copy, pickled, of which only :meth:`prepare` and :meth:`load` are called: what belongs to single
+    items comes in requests, and a subclass leaves its list of them out of the pickle
+    (``__getstate__``).
 
     Attributes
     ----------
-    kind : str
+    kind
         What a file is called in messages.
-    views : int
+    views
         Crops of an item; all of them are rows of the batch.
-    uniform : bool
+    uniform
         All samples have one shape. Else a loader batches those of equal shape.
     """
 
@@ -72,41 +68,40 @@ class Dataset:
     views = 1
     uniform = True
 
-    def __len__(self):
+    def __len__(self) -> int:
         raise NotImplementedError
 
     @property
-    def origin(self):
+    def origin(self) -> str:
         """Where the items come from, for messages."""
         raise NotImplementedError
 
     @property
-    def advice(self):
+    def advice(self) -> str:
         """What to do about unreadable files: the end of a message."""
         raise NotImplementedError
 
-    def shape_of(self, index):
+    def shape_of(self, index: int) -> tuple[int, ...]:
         """Return the shape of item ``index``'s array: (views, …)."""
         raise NotImplementedError
 
-    def name(self, index):
+    def name(self, index: int) -> str:
         """Return the path (or another unique name) of what item ``index`` is read from."""
         raise NotImplementedError
 
-    def row_of(self, index):
+    def row_of(self, index: int) -> int:
         """Return the row (0-based) that item ``index`` is a part of."""
         return index
 
-    def request(self, index):
-        """Return what :meth:`load` needs to be told about item ``index``; picklable."""
-        return index
+    def request(self, index: int) -> Any:
+        """Return all that :meth:`load` needs to know about item ``index``; small and picklable."""
+        raise NotImplementedError
 
-    def load(self, request, rng):
+    def prepare(self) -> None:
+        """Get a worker process ready (called once in each)."""
+
+    def load(self, request: Any, rng: np.random.Generator) -> Sample:
         """Read and transform an item, wherever this is called; all randomness is ``rng``'s.
-
-        Returns
-        -------
-        Sample
 
         Raises
         ------
@@ -114,10 +109,10 @@ class Dataset:
         """
         raise NotImplementedError
 
-    def note(self, index, facts):
+    def note(self, index: int, facts: tuple) -> None:
         """Take up what loading item ``index`` found out (called in the loader's process)."""
 
-    def finish(self):
+    def finish(self) -> None:
         """Write what was noted (called at the end of a pass and when the loader closes)."""
 
 
@@ -126,40 +121,47 @@ class LoadJob:
 
     Parameters
     ----------
-    dataset : Dataset
-    seed : int
-    slots : int
+    dataset, seed
+    slots
         Batches that the memory holds.
-    slot_size : int
+    slot_size
         Numbers (float32) of the largest batch.
     """
 
-    def __init__(self, dataset, seed, slots, slot_size):
+    def __init__(self, dataset: Dataset, seed: int, slots: int, slot_size: int) -> None:
         self.dataset = dataset
         self.seed = seed
         self.slots = slots
         self.slot_size = slot_size
-        self._memory = None
+        self._memory: Optional[np.ndarray] = None
 
     @property
-    def memory_size(self):
+    def memory_size(self) -> int:
         """Bytes that :meth:`attach` needs."""
         return 4 * self.slots * self.slot_size
 
-    def attach(self, memory):
+    def prepare(self, memory: Any) -> None:
+        """Get ready in a worker, which has mapped ``memory``."""
+        self.attach(memory)
+        self.dataset.prepare()
+
+    def attach(self, memory: Any) -> None:
         """Use ``memory``, a writable buffer of :attr:`memory_size` bytes."""
         whole = np.frombuffer(memory, np.float32, self.slots * self.slot_size)
         self._memory = whole.reshape(self.slots, self.slot_size)
 
-    def detach(self):
+    def detach(self) -> None:
         """Let go of the memory."""
         self._memory = None
 
-    def view(self, slot, items, shape):
+    def view(self, slot: int, items: int, shape: Sequence[int]) -> np.ndarray:
         """Return the memory of a batch of ``items`` samples of ``shape``: (items, *shape)."""
+        assert self._memory is not None, "no memory was attached"
         return self._memory[slot, : items * int(np.prod(shape))].reshape(items, *shape)
 
-    def run(self, slot, place, request, shape, key):
+    def run(
+        self, slot: int, place: int, request: Any, shape: Sequence[int], key: Sequence[int]
+    ) -> tuple[int, tuple]:
         """Load what ``request`` names into ``place`` of ``slot``; return (label, facts)."""
         sample = self.dataset.load(request, generator(self.seed, SAMPLE, *key))
         self.view(slot, place + 1, shape)[place] = sample.array

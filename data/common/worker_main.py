@@ -3,7 +3,7 @@
 It is a fresh interpreter, not a fork: the parent has MXNet's and OpenMP's threads, and a fork
 would copy their locks in whatever state they are. Nor does it go through ``multiprocessing``,
 whose spawn and forkserver import the parent's main script again, and MXNet with it (seconds).
-It loads NumPy, OpenCV and, for videos, decord and starts in about 0.4 s.
+It loads NumPy, OpenCV and what its job needs, and starts in about 0.4 s.
 
 Whatever happens to the parent, the worker ends: a thread reads the pipe from the parent, sees its
 end, and leaves the process even while the main thread hangs in a decoder.
@@ -19,12 +19,13 @@ import sys
 import threading
 import traceback
 from multiprocessing.connection import Connection
+from typing import Any
 
 # Kinds of messages to the parent.
 READY, DONE, BAD, REFUSED, FAILED = "ready", "done", "bad", "refused", "failed"
 
 
-def run_job(job, arguments):
+def run_job(job: Any, arguments: tuple) -> tuple[str, Any]:
     """Run ``job.run(*arguments)`` and turn the outcome into (kind, value).
 
     ``DONE`` with the result, ``BAD`` with the reason for a file that cannot be read, ``REFUSED``
@@ -56,36 +57,35 @@ def _listen(connection, tasks, parent):
             os._exit(0)
 
 
-def main(arguments):
-    """Serve tasks until the parent closes the pipe. Arguments: pipe, memory, parent's pid."""
-    pipe, memory, parent = (int(argument) for argument in arguments)
+def main(arguments: list[str]) -> int:
+    """Serve tasks until the parent closes the pipe.
+
+    Arguments: descriptors of the pipe, the pickled job and the memory (-1: none), the parent's
+    process number and its working folder.
+    """
+    pipe, pickled, memory, parent = (int(argument) for argument in arguments[:4])
     # The parent decides about Ctrl-C and SIGTERM; its workers go when it goes.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     faulthandler.enable()
     connection = Connection(pipe)
-    tasks = queue.SimpleQueue()
+    tasks: queue.SimpleQueue = queue.SimpleQueue()
     threading.Thread(target=_listen, args=(connection, tasks, parent), daemon=True).start()
     try:
-        folder, pickled = tasks.get()
-        os.chdir(folder)
+        os.chdir(arguments[4])
         import cv2
 
-        from ..video.readers import forbid_mxnet
-
-        forbid_mxnet()
         cv2.setNumThreads(0)
-        job = pickle.loads(pickled)
-        if memory >= 0:
-            job.attach(mmap.mmap(memory, 0))
+        job = pickle.loads(mmap.mmap(pickled, 0, access=mmap.ACCESS_READ))
+        job.prepare(mmap.mmap(memory, 0) if memory >= 0 else None)
     except Exception:
         connection.send((FAILED, traceback.format_exc()))
         return 1
     connection.send((READY, None))
     while True:
-        arguments = tasks.get()
+        task = tasks.get()
         try:
-            message = run_job(job, arguments)
+            message = run_job(job, task)
         except Exception:
             message = (FAILED, traceback.format_exc())
         try:

@@ -6,6 +6,7 @@ Files and records are decoded by OpenCV, which turns images as their EXIF orient
 import concurrent.futures
 import dataclasses
 import io
+from typing import IO, Any, Optional
 
 import cv2
 import numpy as np
@@ -14,9 +15,9 @@ from PIL import Image
 from glore_common import UsageError, progress
 
 from ..common.samples import Dataset, Sample, UnreadableFile
-from ..video.transforms import Resize
+from ..common.transforms import Compose, Resize
 from .records import RecordError, read_record, unpack
-from .source import SourceError, name_of
+from .source import ImageSource, SourceError, name_of
 
 EXIF_ORIENTATION = 0x0112
 
@@ -27,7 +28,7 @@ class ImageError(UnreadableFile):
     kind = "image"
 
 
-def decode_image(encoded, name):
+def decode_image(encoded: bytes, name: str) -> np.ndarray:
     """Decode an image.
 
     Returns
@@ -47,7 +48,7 @@ def decode_image(encoded, name):
     return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
 
 
-def image_size(stream):
+def image_size(stream: IO[bytes]) -> Optional[tuple[int, int]]:
     """Return (height, width) of an encoded image from its header, or None if there is none.
 
     ``stream`` is a binary file; no more of it is read than the header.
@@ -55,7 +56,8 @@ def image_size(stream):
     try:
         with Image.open(stream) as image:
             turned = image.getexif().get(EXIF_ORIENTATION, 1) in (5, 6, 7, 8)
-            return image.size if turned else image.size[::-1]
+            width, height = image.size
+            return (width, height) if turned else (height, width)
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
         return None
 
@@ -65,48 +67,57 @@ class ImageDataset(Dataset):
 
     Parameters
     ----------
-    source : ImageSource
-    transform : Compose
+    source
+    transform
         (1, H, W, 3) uint8 -> (views, 3, 1, h, w) or (3, 1, h, w) float32.
-    size : (int, int) or None
+    size
         (h, w) that the transform gives. None: each image keeps its own, which the first step of
         ``transform``, a Resize, gives it.
-    views : int
+    views
         Crops that the transform gives of an image.
-    threads : int
+    threads
         For reading the headers of all images, which takes place here when ``size`` is None.
     """
 
     kind = "image"
 
-    def __init__(self, source, transform, size, views=1, threads=8):
+    def __init__(
+        self,
+        source: ImageSource,
+        transform: Compose,
+        size: Optional[tuple[int, int]],
+        views: int = 1,
+        threads: int = 8,
+    ) -> None:
         self.source = source
         self.transform = transform
         self.size = size
         self.views = views
         self.uniform = size is not None
-        self._sizes = None
-        self._stream = None  # the record file, opened by each process for itself
-        if not self.uniform:
+        self._sizes: list[tuple[int, int]] = []
+        self._stream: Optional[IO[bytes]] = (
+            None  # the record file, opened by each process for itself
+        )
+        if size is None:
             if not isinstance(transform.transforms[0], Resize):
                 raise UsageError("images of their own size need a Compose that begins with Resize.")
             self._sizes = self._read_sizes(threads)
 
-    def __getstate__(self):
+    def __getstate__(self) -> dict[str, Any]:
         # Requests tell a worker which image to read: the list of all stays here.
         source = dataclasses.replace(self.source, samples=())
-        return {**self.__dict__, "source": source, "_sizes": None, "_stream": None}
+        return {**self.__dict__, "source": source, "_sizes": [], "_stream": None}
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self.source.samples)
 
     @property
-    def origin(self):
+    def origin(self) -> str:
         """The folder, record file or list."""
         return self.source.origin
 
     @property
-    def advice(self):
+    def advice(self) -> str:
         """What to do about bad images."""
         return f"Replace or remove the bad images of {self.origin}."
 
@@ -133,19 +144,19 @@ class ImageDataset(Dataset):
             label = f"Reading the image sizes of {self.origin}"
             return list(progress(sizes, label, len(self), unit="image"))
 
-    def shape_of(self, index):
+    def shape_of(self, index: int) -> tuple[int, ...]:
         """Return (views, 3, h, w)."""
-        return (self.views, 3, *(self.size if self.uniform else self._sizes[index]))
+        return (self.views, 3, *(self.size or self._sizes[index]))
 
-    def name(self, index):
+    def name(self, index: int) -> str:
         """Return the file, or the record's place."""
         return self.source.name(index)
 
-    def request(self, index):
+    def request(self, index: int) -> tuple:
         """Return (where, label, shape)."""
         return (*self.source.samples[index], self.shape_of(index))
 
-    def finish(self):
+    def finish(self) -> None:
         """Close the record file."""
         if self._stream is not None:
             self._stream.close()
@@ -172,15 +183,8 @@ class ImageDataset(Dataset):
             )
         return encoded, int(found)
 
-    def load(self, request, rng):
-        """Read and transform one image.
-
-        Parameters
-        ----------
-        request : tuple
-            Of :meth:`request`.
-        rng : numpy.random.Generator
-            The only source of randomness.
+    def load(self, request: tuple, rng: np.random.Generator) -> Sample:
+        """Read and transform one image, which ``request`` of :meth:`request` names.
 
         Returns
         -------

@@ -9,6 +9,7 @@ several parts. The content is ``flag, label, id, id2``, ``flag`` further labels,
 
 import os
 import struct
+from typing import IO
 
 import numpy as np
 
@@ -40,7 +41,7 @@ def _read_part(stream, offset, limit=None):
     return word >> 29, content, offset + 8 + (length + 3) // 4 * 4, length
 
 
-def read_record(stream, offset):
+def read_record(stream: IO[bytes], offset: int) -> bytes:
     """Return the content of the record that begins at byte ``offset`` of a binary stream.
 
     Raises
@@ -48,7 +49,7 @@ def read_record(stream, offset):
     RecordError
         There is no record, or the file ends within it; without the file's name.
     """
-    parts = []
+    parts: list[bytes] = []
     while True:
         part = _read_part(stream, offset)
         if part is None:
@@ -64,14 +65,14 @@ def read_record(stream, offset):
         offset = following
 
 
-def unpack(content):
+def unpack(content: bytes) -> tuple[np.ndarray, bytes]:
     """Split a record into its labels and the encoded image.
 
     Returns
     -------
-    labels : numpy.ndarray
+    labels
         float32, usually one.
-    image : bytes
+    image
     """
     if len(content) < HEADER.size:
         raise RecordError(f"a record of {len(content)} bytes holds no image")
@@ -84,7 +85,7 @@ def unpack(content):
     return np.frombuffer(content, np.float32, flag, HEADER.size), content[end:]
 
 
-def first_label(content):
+def first_label(content: bytes) -> float:
     """Return the first label of a record of which the first bytes are given."""
     try:
         flag, label, _, _ = HEADER.unpack_from(content)
@@ -93,14 +94,14 @@ def first_label(content):
         raise RecordError(f"a record of {len(content)} bytes holds no image") from None
 
 
-def scan_records(path):
+def scan_records(path: str) -> tuple[list[int], list[float]]:
     """Find all records of a file, reading only their first bytes.
 
     Returns
     -------
-    offsets : list of int
+    offsets
         Where each record begins, in bytes.
-    labels : list of float
+    labels
         The first label of each.
 
     Raises
@@ -108,7 +109,8 @@ def scan_records(path):
     RecordError
         The file is no record file or ends within a record.
     """
-    offsets, labels = [], []
+    offsets: list[int] = []
+    labels: list[float] = []
     size = os.path.getsize(path)
     try:
         with open(path, "rb") as stream:
@@ -136,7 +138,7 @@ def _parts(stream, size):
         offset = following
 
 
-def read_index(path, record_path):
+def read_index(path: str, record_path: str) -> list[tuple[int, int]]:
     """Read an .idx file (rows ``key<TAB>offset``) and check it against its record file.
 
     Returns

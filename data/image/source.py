@@ -6,6 +6,7 @@ All become one :class:`ImageSource`.
 import dataclasses
 import logging
 import os
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple, Optional, Union
 
 from glore_common import GloReError, UsageError, closest_first
@@ -37,35 +38,37 @@ class ImageSource:
 
     Attributes
     ----------
-    root : str
+    root
         Folder that the paths start from, or the record file (absolute).
-    samples : tuple of ImageSample
-    num_classes : int
-    class_names : tuple of str or None
-    records : bool
+    samples
+    num_classes
+    class_names
+    records
         The images lie in a record file.
-    origin : str
+    origin
         The folder, record file or list, for messages.
-    index_path : str or None
+    index_path
         The .idx file of a record file.
     """
 
     root: str
-    samples: tuple
+    samples: tuple[ImageSample, ...]
     num_classes: int
-    class_names: Optional[tuple] = None
+    class_names: Optional[tuple[str, ...]] = None
     records: bool = False
     origin: str = ""
     index_path: Optional[str] = None
 
-    def name(self, index):
+    def name(self, index: int) -> str:
         """Return the file of sample ``index``, or the record's place."""
         return name_of(self, self.samples[index].where)
 
 
-def name_of(source, where):
+def name_of(source: ImageSource, where: Union[str, int]) -> str:
     """Return the file, or the record's place, of a sample of ``source``."""
-    return f"{source.root} (byte {where})" if source.records else os.path.join(source.root, where)
+    if source.records:
+        return f"{source.root} (byte {where})"
+    return os.path.join(source.root, str(where))
 
 
 def _is_image(name):
@@ -79,7 +82,7 @@ def _require_folder(path, what):
         raise SourceError(f"{what} {path} {state}; expected a folder.")
 
 
-def read_image_folder(root, class_names=None):
+def read_image_folder(root: str, class_names: Optional[Sequence[str]] = None) -> ImageSource:
     """Read a folder that has one folder of images for each class.
 
     Classes are numbered in the order of their sorted names. Images are files with the extensions
@@ -88,14 +91,10 @@ def read_image_folder(root, class_names=None):
 
     Parameters
     ----------
-    root : str
-    class_names : sequence of str, optional
+    root
+    class_names
         The classes and their order, those of the training data: a folder of another name is an
         error, one that is missing only a warning.
-
-    Returns
-    -------
-    ImageSource
 
     Raises
     ------
@@ -147,23 +146,25 @@ def _check_label(label, num_classes, place):
         raise SourceError(f"{place}: label {label} is out of range ({allowed}).")
 
 
-def image_source_of_rows(rows, root, class_names=None, num_classes=None, origin=None):
+def image_source_of_rows(
+    rows: Iterable[tuple[str, int]],
+    root: str,
+    class_names: Optional[Sequence[str]] = None,
+    num_classes: Optional[int] = None,
+    origin: Optional[str] = None,
+) -> ImageSource:
     """Return the source for explicit (path, label) pairs.
 
     Parameters
     ----------
-    rows : iterable of (str, int)
+    rows
         Paths below ``root`` and 0-based labels.
-    root : str
-    class_names : sequence of str, optional
-    num_classes : int, optional
+    root
+    class_names
+    num_classes
         By default the number of names, or else the largest label + 1.
-    origin : str, optional
+    origin
         What the rows come from, for messages; by default ``root``.
-
-    Returns
-    -------
-    ImageSource
 
     Raises
     ------
@@ -175,17 +176,23 @@ def image_source_of_rows(rows, root, class_names=None, num_classes=None, origin=
     names = tuple(class_names) if class_names is not None else None
     if num_classes is None and names is not None:
         num_classes = len(names)
-    samples = tuple(ImageSample(path, int(label)) for path, label in rows)
-    if not samples:
+    pairs = [(path, int(label)) for path, label in rows]
+    if not pairs:
         raise SourceError(f"{origin} names no images.")
-    for sample in samples:
-        _check_label(sample.label, num_classes, f"{origin}: {sample.where}")
+    for path, label in pairs:
+        _check_label(label, num_classes, f"{origin}: {path}")
     _require_folder(root, f"the folder of the images of {origin},")
-    count = num_classes or max(sample.label for sample in samples) + 1
+    samples = tuple(ImageSample(*pair) for pair in pairs)
+    count = num_classes or max(label for _, label in pairs) + 1
     return ImageSource(root, samples, count, names, origin=origin)
 
 
-def read_image_list(path, root, class_names=None, num_classes=None):
+def read_image_list(
+    path: str,
+    root: str,
+    class_names: Optional[Sequence[str]] = None,
+    num_classes: Optional[int] = None,
+) -> ImageSource:
     """Read a list file with rows ``path label``.
 
     Columns are separated by spaces or tabs; paths may contain spaces. Parameters and errors are
@@ -218,7 +225,9 @@ def read_image_list(path, root, class_names=None, num_classes=None):
     return image_source_of_rows(rows, root, class_names, num_classes, path)
 
 
-def read_image_records(path, num_classes=None, class_names=None):
+def read_image_records(
+    path: str, num_classes: Optional[int] = None, class_names: Optional[Sequence[str]] = None
+) -> ImageSource:
     """Read a record file (.rec) that MXNet's im2rec made.
 
     With its .idx file beside it and ``num_classes`` given, nothing is read but the index: labels
@@ -226,15 +235,11 @@ def read_image_records(path, num_classes=None, class_names=None):
 
     Parameters
     ----------
-    path : str
+    path
         The .rec file.
-    num_classes : int, optional
+    num_classes
         By default the number of ``class_names``, or else the largest label + 1.
-    class_names : sequence of str, optional
-
-    Returns
-    -------
-    ImageSource
+    class_names
 
     Raises
     ------
@@ -252,7 +257,7 @@ def read_image_records(path, num_classes=None, class_names=None):
     if not indexed:
         LOGGER.info("%s has no index (%s): its records are found by a scan", path, index_path)
     rows = read_index(index_path, path) if indexed else []
-    labels = {}
+    labels: dict[int, int] = {}
     if not indexed or num_classes is None:
         offsets, values = scan_records(path)
         for offset, value in zip(offsets, values):
@@ -278,16 +283,20 @@ def read_image_records(path, num_classes=None, class_names=None):
     return ImageSource(path, samples, count, names, True, path, used_index)
 
 
-def open_image_source(source, num_classes=None, class_names=None):
+def open_image_source(
+    source: Union[ImageSource, str],
+    num_classes: Optional[int] = None,
+    class_names: Optional[Sequence[str]] = None,
+) -> ImageSource:
     """Return ``source``, or what lies at a path, as an :class:`ImageSource`.
 
     Parameters
     ----------
-    source : ImageSource or str
+    source
         A folder of classes or a .rec file.
-    num_classes : int, optional
+    num_classes
         What the network has: labels must be below it.
-    class_names : sequence of str, optional
+    class_names
         Classes and their order in the training data.
 
     Raises

@@ -1,45 +1,22 @@
-"""What is done to images only; the rest they share with clips (:mod:`data.video.transforms`).
+"""What is done to images only; the rest they share with clips (:mod:`data.common.transforms`).
 
-An image is treated as a clip of one frame, (1, H, W, 3) uint8 RGB: a transform of either module
-takes both. ``reference`` is the augmentation that the author of the GloRe networks documents for
-ImageNet (cypw/DPNs, README): mirror, random area 8 to 100 %, aspect 3/4 to 4/3, HSL 20, 40, 50.
-Pixels of the validation transforms are those of MXNet's ``ImageRecordIter``, with which the
-released networks were tested.
+An image is treated as a clip of one frame, (1, H, W, 3) uint8 RGB.
 """
 
 import math
+from collections.abc import Sequence
+from typing import Any
 
 import cv2
 import numpy as np
 
 from glore_common import UsageError
 
-from ..video.transforms import (
-    CenterCrop,
-    Compose,
-    Normalize,
-    RandomCrop,
-    RandomHLS,
-    RandomHorizontalFlip,
-    Resize,
-    ToArray,
-    centre_of,
-    check_fits,
-    crop_at,
-    pair_of,
-    resize_clip,
-)
+from ..common.transforms import Size, centre_of, check_fits, crop_at, pair_of, resize_clip
 
 AREA, ASPECT = (0.08, 1.0), (3 / 4, 4 / 3)
 # Hue 20, saturation 40, lightness 50, in the order of the channels: hue, lightness, saturation.
 HLS = (20, 50, 40)
-AUGMENTATIONS = ("reference", "crop", "none")
-CROPS = ("centre", "ten", "full")
-
-
-def image_resize(short_side):
-    """Return the resizing of images: bicubic, to a short side in pixels."""
-    return Resize(short_side, cv2.INTER_CUBIC)
 
 
 class RandomResizedCrop:
@@ -51,16 +28,19 @@ class RandomResizedCrop:
 
     Parameters
     ----------
-    size : int or (int, int)
+    size
         Result: side, or (height, width).
-    area : (float, float)
+    area
         Range of the area, as a part of the image's.
-    aspect : (float, float)
+    aspect
+        Range of width / height.
     """
 
     TRIES = 10
 
-    def __init__(self, size, area=AREA, aspect=ASPECT):
+    def __init__(
+        self, size: Size, area: Sequence[float] = AREA, aspect: Sequence[float] = ASPECT
+    ) -> None:
         if not 0 < area[0] <= area[1] <= 1 or not 0 < aspect[0] <= aspect[1]:
             raise UsageError(
                 f"area must be a rising pair in 0..1 and aspect one above 0, got {area} and "
@@ -70,7 +50,7 @@ class RandomResizedCrop:
         self.area = tuple(area)
         self.aspect = tuple(aspect)
 
-    def draw_box(self, height, width, rng):
+    def draw_box(self, height: int, width: int, rng: Any) -> tuple[int, int, int, int]:
         """Return a random (top, left, height, width) in an image of ``height`` x ``width``."""
         low, high = (math.log(value) for value in self.aspect)
         for _ in range(self.TRIES):
@@ -86,7 +66,7 @@ class RandomResizedCrop:
         box_width = min(width, max(1, round(height * aspect)))
         return (height - box_height) // 2, (width - box_width) // 2, box_height, box_width
 
-    def __call__(self, clip, rng):
+    def __call__(self, clip: np.ndarray, rng: Any) -> np.ndarray:
         """Return the scaled crop."""
         crop = crop_at(clip, *self.draw_box(clip.shape[1], clip.shape[2], rng))
         return resize_clip(crop, self.size[1], self.size[0], cv2.INTER_CUBIC)
@@ -97,16 +77,16 @@ class RandomRotation:
 
     Parameters
     ----------
-    degrees : float
+    degrees
         The angle is uniform in -degrees .. degrees.
     """
 
-    def __init__(self, degrees):
+    def __init__(self, degrees: float) -> None:
         if not 0 <= degrees <= 180:
             raise UsageError(f"the rotation must lie in 0..180 degrees, got {degrees}.")
         self.degrees = degrees
 
-    def __call__(self, clip, rng):
+    def __call__(self, clip: np.ndarray, rng: Any) -> np.ndarray:
         """Return the turned frames."""
         height, width = clip.shape[1:3]
         centre = ((width - 1) / 2, (height - 1) / 2)
@@ -126,10 +106,10 @@ class TenCrop:
 
     num_views = 10
 
-    def __init__(self, size):
+    def __init__(self, size: Size) -> None:
         self.size = pair_of(size)
 
-    def __call__(self, clip, rng=None):
+    def __call__(self, clip: np.ndarray, rng: Any = None) -> np.ndarray:
         """Return the ten crops."""
         height, width = self.size
         check_fits(clip, height, width)
@@ -138,85 +118,3 @@ class TenCrop:
         crops = [crop_at(clip, top, left, height, width) for top, left in corners]
         crops.append(centre_of(clip, height, width, round_down=True))
         return np.stack(crops + [crop[:, :, ::-1] for crop in crops])
-
-
-def default_resize(crop_size):
-    """Return the short side for a crop: 256 for 224, and in proportion."""
-    return round(256 * crop_size / 224)
-
-
-def image_train_transform(
-    crop_size, mean, std, augmentation="reference", flip=True, rotation=0, resize=None
-):
-    """Return a training augmentation.
-
-    Parameters
-    ----------
-    crop_size : int
-    mean, std : sequence of 3 float
-        RGB, on the 0..1 scale.
-    augmentation : {'reference', 'crop', 'none'}
-        'reference': random area and aspect ratio, mirror, colours. 'crop': short side ``resize``,
-        random crop, mirror. 'none': the validation transform; ``flip`` and ``rotation`` are
-        not used.
-    flip : bool
-        False where left and right mean something.
-    rotation : float
-        Largest angle, in degrees.
-    resize : int, optional
-        Short side in pixels for 'crop' and 'none'; by default in proportion 256 : 224.
-
-    Returns
-    -------
-    Compose
-        (1, H, W, 3) uint8 -> (3, 1, crop_size, crop_size) float32.
-    """
-    if augmentation not in AUGMENTATIONS:
-        raise UsageError(
-            f"augmentation must be one of {', '.join(AUGMENTATIONS)}; got {augmentation!r}."
-        )
-    if augmentation == "none":
-        return image_val_transform(crop_size, mean, std, "centre", resize)
-    steps = []
-    if augmentation == "crop":
-        steps.append(_resize_for_crop(crop_size, resize))
-    if rotation:
-        steps.append(RandomRotation(rotation))
-    steps.append(RandomCrop(crop_size) if augmentation == "crop" else RandomResizedCrop(crop_size))
-    if flip:
-        steps.append(RandomHorizontalFlip())
-    if augmentation == "reference":
-        steps.append(RandomHLS(HLS))
-    return Compose([*steps, ToArray(), Normalize(mean, std)])
-
-
-def image_val_transform(crop_size, mean, std, crops="centre", resize=None):
-    """Return a transform for validation and testing.
-
-    Parameters
-    ----------
-    crop_size : int
-        Not used by ``crops='full'``, but for its default of ``resize``.
-    mean, std, resize
-        As for :func:`image_train_transform`.
-    crops : {'centre', 'ten', 'full'}
-        One centre crop; :class:`TenCrop`; the whole image with short side ``resize``.
-    """
-    if crops not in CROPS:
-        raise UsageError(f"crops must be one of {', '.join(CROPS)}; got {crops!r}.")
-    if crops == "full":
-        steps = [image_resize(resize or default_resize(crop_size))]
-    else:
-        crop = CenterCrop(crop_size, round_down=True) if crops == "centre" else TenCrop(crop_size)
-        steps = [_resize_for_crop(crop_size, resize), crop]
-    return Compose([*steps, ToArray(), Normalize(mean, std)])
-
-
-def _resize_for_crop(crop_size, resize):
-    resize = default_resize(crop_size) if resize is None else resize
-    if resize < crop_size:
-        raise UsageError(
-            f"a crop of {crop_size} pixels does not fit in images resized to a short side of "
-            f"{resize}: resize to {crop_size} or more."
-        )
-    return image_resize(resize)

@@ -9,6 +9,7 @@ import contextlib
 import hashlib
 import logging
 import os
+from collections.abc import Iterator
 from typing import NamedTuple, Optional
 
 import numpy as np
@@ -35,12 +36,12 @@ class VideoList(NamedTuple):
 
     Attributes
     ----------
-    path : str
+    path
         The list file (absolute).
-    root : str
+    root
         Folder that the rows' paths start from (absolute).
-    rows : tuple of VideoRow
-    lines : tuple of int
+    rows
+    lines
         Line number (1-based) of each row in the list file.
     """
 
@@ -49,12 +50,12 @@ class VideoList(NamedTuple):
     rows: tuple[VideoRow, ...]
     lines: tuple[int, ...]
 
-    def full_path(self, index):
+    def full_path(self, index: int) -> str:
         """Return the absolute path of row ``index``'s file."""
         return os.path.join(self.root, self.rows[index].path)
 
 
-def _read_lines(path):
+def _read_lines(path: str) -> Iterator[tuple[int, str]]:
     """Yield (line number, text without line end) of the lines of ``path`` that are not blank."""
     try:
         with open(path, "rb") as stream:
@@ -72,21 +73,17 @@ def _read_lines(path):
             yield number, line
 
 
-def read_video_list(path, root, num_classes=None):
+def read_video_list(path: str, root: str, num_classes: Optional[int] = None) -> VideoList:
     """Read a video list.
 
     Parameters
     ----------
-    path : str
+    path
         The list file: rows ``v_id label sub/path``, columns separated by spaces or tabs.
-    root : str
+    root
         Folder that ``sub/path`` starts from.
-    num_classes : int, optional
+    num_classes
         Labels must lie in 0 .. num_classes - 1; without it they only must not be negative.
-
-    Returns
-    -------
-    VideoList
 
     Raises
     ------
@@ -95,7 +92,9 @@ def read_video_list(path, root, num_classes=None):
         label out of range or repeats a v_id (with file and line number).
     """
     path, root = os.path.abspath(path), os.path.abspath(root)
-    rows, lines, first_seen = [], [], {}
+    rows: list[VideoRow] = []
+    lines: list[int] = []
+    first_seen: dict[str, int] = {}
     for number, line in _read_lines(path):
         columns = line.split(None, 2)
         if len(columns) != 3:
@@ -146,13 +145,9 @@ class FrameCounts:
     The cache is a text file beside the list, or in ``$XDG_CACHE_HOME/glore-mxnet/frames`` when
     that folder cannot be written. Its first line is a key made of the list's content, its
     modification time and the root; a cache with another key is not used.
-
-    Parameters
-    ----------
-    video_list : VideoList
     """
 
-    def __init__(self, video_list):
+    def __init__(self, video_list: VideoList) -> None:
         with open(video_list.path, "rb") as stream:
             content = hashlib.sha256(stream.read()).hexdigest()
         modified = os.stat(video_list.path).st_mtime_ns
@@ -170,7 +165,7 @@ class FrameCounts:
         self._load()
 
     @property
-    def paths(self):
+    def paths(self) -> tuple[str, str]:
         """Where the cache may lie: beside the list, and the place to fall back to."""
         return self._paths
 
@@ -191,12 +186,16 @@ class FrameCounts:
                 self._frames, self._sizes = table[:, 0].copy(), table[:, 1].copy()
                 return
 
-    def get(self, index, size) -> Optional[int]:
-        """Return the frame count of row ``index`` if it was noted for a file of ``size`` bytes."""
-        frames = int(self._frames[index])
-        return frames if frames > 0 and int(self._sizes[index]) == size else None
+    def noted(self, index: int) -> tuple[int, int]:
+        """Return (frames, size of the file) that were noted for row ``index``: (0, 0) if none."""
+        return int(self._frames[index]), int(self._sizes[index])
 
-    def note(self, index, frames, size, replace=False):
+    def get(self, index: int, size: int) -> Optional[int]:
+        """Return the frame count of row ``index`` if it was noted for a file of ``size`` bytes."""
+        frames, size_then = self.noted(index)
+        return frames if frames > 0 and size_then == size else None
+
+    def note(self, index: int, frames: int, size: int, replace: bool = False) -> None:
         """Note that the file of row ``index``, of ``size`` bytes, has ``frames`` frames.
 
         A count that is already there for this size is kept unless ``replace``: it may come from
@@ -208,11 +207,11 @@ class FrameCounts:
         self._frames[index], self._sizes[index] = frames, size
         self._changed = True
 
-    def known(self):
+    def known(self) -> int:
         """Return how many videos have a count."""
         return int(np.count_nonzero(self._frames))
 
-    def save(self):
+    def save(self) -> None:
         """Write the cache if anything was noted; a place that cannot be written is no error."""
         if not self._changed:
             return

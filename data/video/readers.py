@@ -11,15 +11,14 @@ import os
 import re
 import sys
 import time
+from collections.abc import Sequence
+from typing import Callable
 
 import numpy as np
 
 from glore_common import GloReError
 
 from ..common.samples import UnreadableFile
-
-# decord's resizing fails or crashes on some very small widths ("size must exactly match").
-SMALLEST_DECODER_SIDE = 32
 
 
 class VideoError(UnreadableFile):
@@ -28,9 +27,9 @@ class VideoError(UnreadableFile):
     kind = "video"
 
 
-def forbid_mxnet():
+def forbid_mxnet() -> None:
     """Promise that this process never imports MXNet; ``import mxnet`` fails from now on."""
-    sys.modules.setdefault("mxnet", None)
+    sys.modules.setdefault("mxnet", None)  # type: ignore[arg-type]
 
 
 @functools.cache
@@ -72,29 +71,26 @@ def _first_line(error):
     return re.sub(r"\[[\d:]+\] \S+\.(cc|h):\d+: ", "", line)
 
 
-def read_frames(path, pick, resize=None, retries=1):
+def read_frames(
+    path: str, pick: Callable[[int], Sequence[int]], retries: int = 1
+) -> tuple[np.ndarray, int]:
     """Read chosen frames of a video.
 
     Parameters
     ----------
-    path : str
+    path
         The file. A relative path is made absolute (FFmpeg would take ``a:b.mp4`` for a protocol).
-    pick : callable
+    pick
         ``pick(total)`` returns the indices (0-based, any order, repeats allowed) of the frames
         wanted from a video of ``total`` frames. Called once.
-    resize : callable, optional
-        ``resize(width, height)`` returns the (width, height) to give the frames while decoding, or
-        None to leave them. Called once. decord's filter is close to OpenCV's INTER_AREA, not to
-        the INTER_LINEAR of the transforms, and it fails at some sizes: the frames then keep
-        theirs.
-    retries : int
+    retries
         How often to open the file anew after a failure.
 
     Returns
     -------
-    frames : numpy.ndarray
+    frames
         (len(indices), height, width, 3) uint8, RGB.
-    total : int
+    total
         Number of frames that the container announces.
 
     Raises
@@ -105,63 +101,47 @@ def read_frames(path, pick, resize=None, retries=1):
     path = os.path.abspath(path)
     _check_file(path)
     decord = _decord()
-    indices = total = size = None
+    indices = None
     attempt = 0
     while True:
-        resized = False
         try:
             reader = decord.VideoReader(path, num_threads=1)
-            if total is None:
+            if indices is None:
                 total = len(reader)
                 if total < 1:
                     raise VideoError(path, "it has no frames")
                 indices = np.asarray(pick(total), np.int64)
-            if resize is not None:
-                height, width = reader[0].shape[:2]
-                if size is None:
-                    size = resize(width, height) or (width, height)
-                resized = size != (width, height)
-                if resized:
-                    reader = decord.VideoReader(path, num_threads=1, width=size[0], height=size[1])
             wanted, places = np.unique(indices, return_inverse=True)
             if wanted[-1] >= len(reader) or wanted[0] < 0:
                 raise VideoError(path, f"frame {wanted[-1]} was asked for, it has {len(reader)}")
             # A plain list: a scalar crashes decord.
-            frames = reader.get_batch(wanted.tolist()).asnumpy()
-        except VideoError:
-            raise
+            return reader.get_batch(wanted.tolist()).asnumpy()[places], total
         except (decord.DECORDError, RuntimeError, IndexError) as error:
-            if resized:
-                # Some sizes fail in decord ("size must exactly match"): the file is not to blame.
-                resize = None
-                continue
             if attempt == retries:
                 raise VideoError(path, _first_line(error)) from None
-            attempt += 1
-            # A file on a network may come back; a damaged one costs this pause once.
-            time.sleep(0.05)
-            continue
-        return frames[places], total
+        attempt += 1
+        # A file on a network may come back; a damaged one costs this pause once.
+        time.sleep(0.05)
 
 
-def count_decodable_frames(path, batch=32):
+def count_decodable_frames(path: str, batch: int = 32) -> tuple[int, int, str]:
     """Decode a whole video and return how many frames it really has.
 
     Parameters
     ----------
-    path : str
-    batch : int
+    path
+    batch
         Frames held in memory at a time.
 
     Returns
     -------
-    decoded : int
+    decoded
         Frames before the ``batch`` in which decoding failed. Where that is, is not sharp in a
         damaged H.264 file: decord decodes ahead and notices damage earlier or later, from one
         reading to the next.
-    announced : int
+    announced
         Frames that the container announces.
-    reason : str
+    reason
         Why decoding stopped early, or an empty string.
 
     Raises

@@ -4,12 +4,14 @@ The positions are those of facebookresearch/GloRe (``test/golden/data_and_schedu
 there, randomness comes from a generator passed in.
 """
 
+from typing import Any
+
 import numpy as np
 
 from glore_common import UsageError
 
 
-def _check(num, interval):
+def _check(num: int, interval: int) -> None:
     if num < 1 or interval < 1:
         raise UsageError(
             f"a clip needs at least 1 frame and an interval of at least 1, got {num} x {interval}."
@@ -26,16 +28,18 @@ class RandomSampling:
 
     Parameters
     ----------
-    num : int
+    num
         Frames in a clip.
-    interval : int
+    interval
         Distance of neighbouring frames.
-    speed : (float, float)
+    speed
         The interval is multiplied by a factor drawn uniformly from this range; a video too short
         for the drawn factor lowers the upper end.
     """
 
-    def __init__(self, num, interval=1, speed=(1.0, 1.0)):
+    def __init__(
+        self, num: int, interval: int = 1, speed: tuple[float, float] = (1.0, 1.0)
+    ) -> None:
         _check(num, interval)
         if not 0 < speed[0] <= speed[1]:
             raise UsageError(f"speed must be a rising pair of positive factors, got {speed}.")
@@ -43,19 +47,16 @@ class RandomSampling:
         self.interval = interval
         self.speed = tuple(speed)
 
-    def sample(self, range_max, rng):
+    def sample(self, range_max: int, rng: Any) -> list[int]:
         """Return the frame indices of one clip.
 
         Parameters
         ----------
-        range_max : int
+        range_max
             Number of frames of the video, at least 1.
-        rng : numpy.random.Generator or numpy.random.RandomState
-            Two numbers are drawn from it, none when the video is shorter than the clip.
-
-        Returns
-        -------
-        list of int
+        rng
+            A ``numpy.random.Generator`` or ``RandomState``. Two numbers are drawn from it, none
+            when the video is shorter than the clip.
         """
         if self.num == 1:
             return [int(rng.choice(range_max))]
@@ -70,7 +71,7 @@ class RandomSampling:
         start = rng.uniform(0, spare)
         return [int(start + position * step) for position in range(self.num)]
 
-    def pick(self, range_max, rng, copy_id):
+    def pick(self, range_max: int, rng: Any, copy_id: int) -> list[int]:
         """Return :meth:`sample`; the number of the copy plays no part."""
         del copy_id
         return self.sample(range_max, rng)
@@ -84,13 +85,13 @@ class EvenlySampling:
 
     Parameters
     ----------
-    num, interval : int
+    num, interval
         As for :class:`RandomSampling`.
-    num_times : int
+    num_times
         Number of clips (copies) of a video.
     """
 
-    def __init__(self, num, interval=1, num_times=1):
+    def __init__(self, num: int, interval: int = 1, num_times: int = 1) -> None:
         _check(num, interval)
         if num_times < 1:
             raise UsageError(f"at least one clip of a video is needed, got {num_times}.")
@@ -98,18 +99,14 @@ class EvenlySampling:
         self.interval = interval
         self.num_times = num_times
 
-    def sample(self, range_max, copy_id=0):
+    def sample(self, range_max: int, copy_id: int = 0) -> list[int]:
         """Return the frame indices of copy ``copy_id`` (0 .. num_times - 1, then again from 0).
 
         Parameters
         ----------
-        range_max : int
+        range_max
             Number of frames of the video, at least 1.
-        copy_id : int
-
-        Returns
-        -------
-        list of int
+        copy_id
         """
         length = (self.num - 1) * self.interval + 1
         if length > range_max:
@@ -123,7 +120,7 @@ class EvenlySampling:
             start = copy_id * (range_max - length) // (self.num_times - 1)
         return np.arange(start, start + length, self.interval).tolist()
 
-    def pick(self, range_max, rng, copy_id):
+    def pick(self, range_max: int, rng: Any, copy_id: int) -> list[int]:
         """Return :meth:`sample`; the generator is not used."""
         del rng
         return self.sample(range_max, copy_id)

@@ -4,24 +4,23 @@ Apart from :mod:`data.verify`, which is a script: workers cannot import what liv
 """
 
 import os
+from typing import Any
 
-from .readers import count_decodable_frames, read_frames
+from .readers import count_decodable_frames, forbid_mxnet, read_frames
 from .sampler import EvenlySampling
 
 
 class VerifyJob:
-    """What a worker does: check one file.
+    """What a worker does: check one file; ``quick``: decode eight frames only."""
 
-    Parameters
-    ----------
-    quick : bool
-        Decode eight frames only.
-    """
-
-    def __init__(self, quick):
+    def __init__(self, quick: bool) -> None:
         self.quick = quick
 
-    def run(self, path):
+    def prepare(self, memory: Any) -> None:
+        """Renounce MXNet, which decord would want loaded first; there is no memory."""
+        forbid_mxnet()
+
+    def run(self, path: str) -> tuple[int, int, int, str]:
         """Return (frames that can be decoded, frames announced, size in bytes, reason)."""
         if not self.quick:
             decoded, announced, reason = count_decodable_frames(path)

@@ -6,6 +6,7 @@ import pytest
 from images import make_classes
 
 from data.image.loaders import get_image_val_loader
+from data.image.options import ImageTestOptions
 from data.image.source import image_source_of_rows
 from dataset.cub200 import hold_out, read_cub200
 from glore_common import GloReError, UsageError
@@ -61,13 +62,12 @@ def test_the_three_parts(tree):
 def test_the_rows_make_a_source_for_the_loaders(tree):
     splits = read(tree)
     source = image_source_of_rows(splits.test, splits.root, splits.class_names, origin="CUB test")
-    with get_image_val_loader(
-        source, crop_size=32, mean=(0, 0, 0), std=(1, 1, 1), batch_size=4, num_workers=0
-    ) as loader:
+    options = ImageTestOptions(batch_size=4, num_workers=0, crop_size=32)
+    with get_image_val_loader(source, options, mean=(0, 0, 0), std=(1, 1, 1)) as loader:
         ((data, label, index),) = loader
     assert data.shape == (3, 3, 32, 32)
     assert label.asnumpy().tolist() == index.tolist() == [0, 1, 2]
-    assert loader.class_names == CLASSES
+    assert source.class_names == CLASSES
 
 
 def test_held_out_part_is_stratified():

@@ -21,8 +21,6 @@ def test_kinetics_is_where_upstream_has_it(root):
     assert config.mapping_table == os.path.join(raw, "list_cvt", "mapping_table.txt")
     assert config.epoch_div_factor == 4
     assert config.flip
-    assert config.mean == pytest.approx((0.486275, 0.458824, 0.407843), abs=1e-6)
-    assert config.std == pytest.approx((0.234825,) * 3, abs=1e-6)
 
 
 @pytest.mark.parametrize(

@@ -11,10 +11,11 @@ import time
 import cv2
 import numpy as np
 
+from data.common.transforms import CenterCrop, Compose, Normalize, RandomCrop, Resize, ToArray
 from data.video.dataset import VideoDataset
 from data.video.list import read_video_list
 from data.video.sampler import EvenlySampling, RandomSampling
-from data.video.transforms import CenterCrop, Compose, Normalize, RandomCrop, Resize, ToArray
+from data.video.verify_job import VerifyJob
 
 
 def level(number):
@@ -78,32 +79,32 @@ def make_dataset(list_path, kind=VideoDataset, train=True, **more):
 class KillingDataset(VideoDataset):
     """Kills its process at ``v2.mp4``; only once if the file ``once`` in the root can be made."""
 
-    def load(self, index, rng):
-        if self.name(index).endswith("v2.mp4"):
-            flag = os.path.join(self.video_list.root, "once")
+    def load(self, request, rng):
+        if request.path.endswith("v2.mp4"):
+            flag = os.path.join(os.path.dirname(request.path), "once")
             if not os.path.exists(flag):
                 if os.path.exists(flag + ".wanted"):
                     open(flag, "w").close()
                 os.kill(os.getpid(), signal.SIGKILL)
-        return super().load(index, rng)
+        return super().load(request, rng)
 
 
 class HangingDataset(VideoDataset):
     """Never comes back from ``v2.mp4``."""
 
-    def load(self, index, rng):
-        if self.name(index).endswith("v2.mp4"):
+    def load(self, request, rng):
+        if request.path.endswith("v2.mp4"):
             time.sleep(1000)
-        return super().load(index, rng)
+        return super().load(request, rng)
 
 
 class FailingDataset(VideoDataset):
     """Has a bug that shows at ``v2.mp4``."""
 
-    def load(self, index, rng):
-        if self.name(index).endswith("v2.mp4"):
+    def load(self, request, rng):
+        if request.path.endswith("v2.mp4"):
             raise ZeroDivisionError("the bug of the test")
-        return super().load(index, rng)
+        return super().load(request, rng)
 
 
 class UnstartableDataset(VideoDataset):
@@ -120,11 +121,8 @@ class DeadOnArrivalDataset(VideoDataset):
         os.kill(os.getpid(), signal.SIGKILL)
 
 
-class DeadlyJob:
+class DeadlyJob(VerifyJob):
     """Checks files like ``VerifyJob``, but dies at ``cut.mp4`` and hangs at ``empty.mp4``."""
-
-    def __init__(self, quick):
-        self.quick = quick
 
     def run(self, path):
         if path.endswith("cut.mp4"):

@@ -1,5 +1,6 @@
 """Loaders of images: the same batches from files, records and any number of workers; bad files."""
 
+import dataclasses
 import os
 import shutil
 
@@ -9,16 +10,24 @@ import pytest
 from images import MEAN, STD, KillingImages, make_classes, pack, picture, write_image
 from PIL import Image
 
-from data.common.loader import UnreadableData, write_bad_files
+from data.common.loader import Loader, LoaderConfig, UnreadableData, write_bad_files
 from data.image.dataset import image_size
-from data.image.iterator import ImageLoader
-from data.image.loaders import get_image_train_loader, get_image_val_loader
-from data.image.source import SourceError, image_source_of_rows, open_image_source
-from data.image.transforms import image_val_transform
+from data.image.loaders import (
+    get_image_train_loader,
+    get_image_val_loader,
+    image_val_transform,
+)
+from data.image.options import ImageOptions, ImageTestOptions
+from data.image.source import (
+    ImageSource,
+    SourceError,
+    image_source_of_rows,
+    open_image_source,
+)
 from glore_common import GloReError, UsageError
 from mxnet_compat import mx
 
-BASIC = {"crop_size": 32, "mean": MEAN, "std": STD}
+BASIC = {"crop_size": 32, "batch_size": 5, "num_workers": 0}
 
 
 @pytest.fixture(scope="module")
@@ -29,14 +38,30 @@ def packed(tmp_path_factory):
     return classes, pack(classes, str(folder / "all"))
 
 
-def train(source, **more):
-    return get_image_train_loader(
-        source, **{**BASIC, "batch_size": 5, "num_workers": 0, "rotation": 10, **more}
+def opened(source, num_classes=None):
+    return source if isinstance(source, ImageSource) else open_image_source(source, num_classes)
+
+
+def train(source, prefetch=2, mean=MEAN, std=STD, seed=1, rank=0, num_ranks=1, **more):
+    options = ImageOptions(**{**BASIC, "rotation": 10, **more})
+    loader = get_image_train_loader(
+        opened(source), options, mean=mean, std=std, seed=seed, rank=rank, num_ranks=num_ranks
     )
+    if prefetch != 2:
+        loader = Loader(loader.dataset, dataclasses.replace(loader.config, prefetch=prefetch))
+    return loader
 
 
-def val(source, **more):
-    return get_image_val_loader(source, **{**BASIC, "batch_size": 5, "num_workers": 0, **more})
+def val(source, num_classes=None, mean=MEAN, std=STD, **more):
+    names = ("crops", "with_index", "rank", "num_ranks")
+    arguments = {name: more.pop(name) for name in names if name in more}
+    return get_image_val_loader(
+        opened(source, num_classes),
+        ImageTestOptions(**{**BASIC, **more}),
+        mean=mean,
+        std=std,
+        **arguments,
+    )
 
 
 def collect(loader):
@@ -61,8 +86,8 @@ def test_validation_batches_hold_the_centre_crops_in_order(packed):
     source = open_image_source(packed[0])
     with val(source) as loader:
         batches = collect(loader)
-        assert (len(loader), loader.num_samples, loader.num_classes) == (3, 12, 3)
-        assert loader.class_names == ("c0", "c1", "c2")
+        assert (len(loader), loader.num_samples, source.num_classes) == (3, 12, 3)
+        assert source.class_names == ("c0", "c1", "c2")
     assert [len(data) for data, *_ in batches] == [5, 5, 2]
     data, label, index = (np.concatenate(parts) for parts in zip(*batches))
     assert data.dtype == label.dtype == np.float32
@@ -101,7 +126,7 @@ def test_files_and_records_give_the_same_pixels(packed):
         expected = collect(files)
     with val(packed[1], crops="ten", batch_size=40, num_workers=2) as records:
         found = collect(records)
-        assert records.class_names is None
+        assert records.dataset.source.class_names is None
     assert_equal(found, expected)
     data, _, index = (np.concatenate(parts) for parts in zip(*found))
     assert data.shape == (120, 3, 32, 32)
@@ -213,7 +238,7 @@ def test_bad_images_are_left_out_of_validation(damaged):
 
 def test_strict_and_too_many_bad_images(damaged):
     with (
-        train(damaged, batch_size=12, strict=True) as loader,
+        train(damaged, batch_size=12, strict_data=True) as loader,
         pytest.raises(UnreadableData, match=r"cannot read the image .*\.jpg: .*strict"),
     ):
         collect(loader)
@@ -232,9 +257,8 @@ def test_image_that_kills_its_worker_is_replaced(packed):
     with train(packed[0]) as loader:
         dataset = loader.dataset
     source, transform = dataset.source, dataset.transform
-    with ImageLoader(
-        KillingImages(source, transform, (32, 32)), 12, shuffle=True, num_workers=2
-    ) as loader:
+    images = KillingImages(source, transform, (32, 32))
+    with Loader(images, LoaderConfig(12, shuffle=True, num_workers=2)) as loader:
         ((data, label),) = collect(loader)
         (bad,) = loader.bad_files()
     assert len(data) == 12
@@ -278,7 +302,7 @@ def test_too_large_a_batch(packed):
     with pytest.raises(UsageError, match="classes has 12 samples, fewer than one batch of 13"):
         train(packed[0], batch_size=13)
     with pytest.raises(UsageError, match="reader must be one of own, native"):
-        val(packed[1], reader="theirs")
+        val(packed[1], record_reader="theirs")
 
 
 @pytest.fixture(scope="module")
@@ -301,11 +325,11 @@ def test_native_reader_gives_the_same_validation_pixels(photographs):
         "resize": 256,
         "batch_size": 4,
     }
-    with get_image_val_loader(photographs, num_workers=0, **released) as own:
+    with val(photographs, num_workers=0, **released) as own:
         expected = collect(own)
-    with get_image_val_loader(photographs, reader="native", num_workers=2, **released) as native:
+    with val(photographs, record_reader="native", num_workers=2, **released) as native:
         found = collect(native)
-        assert (len(native), native.num_samples, native.num_classes) == (4, 13, 2)
+        assert (len(native), native.num_samples, native.dataset.source.num_classes) == (4, 13, 2)
     assert [len(data) for data, *_ in found] == [4, 4, 4, 1]
     levels = []
     for (data, label, index), (other, other_label, other_index) in zip(expected, found):
@@ -320,7 +344,7 @@ def test_native_reader_gives_the_same_validation_pixels(photographs):
 
 
 def native(source, **more):
-    return train(source, reader="native", **{"num_workers": 2, **more})
+    return train(source, record_reader="native", **{"num_workers": 2, **more})
 
 
 @pytest.mark.parametrize("augmentation", ["reference", "crop", "none"])
@@ -373,22 +397,22 @@ def test_what_the_native_reader_refuses(packed, photographs, tmp_path):
     with pytest.raises(UsageError, match=r"reader='native' reads \.rec files"):
         native(packed[0])
     with pytest.raises(UsageError, match="centre crops only"):
-        val(packed[1], reader="native", crops="ten")
+        val(packed[1], record_reader="native", crops="ten")
     with pytest.raises(UsageError, match="rotates by whole degrees, not 7.5"):
         native(packed[1], rotation=7.5)
-    with pytest.raises(UsageError, match="neither strict"):
-        native(packed[1], strict=True)
+    with pytest.raises(UsageError, match="does not know strict"):
+        native(packed[1], strict_data=True)
     with pytest.raises(UsageError, match="fewer than one batch of 14"):
         native(photographs, batch_size=14)
     with pytest.raises(UsageError, match="does not fit in images resized to a short side of 30"):
-        val(packed[1], reader="native", resize=30)
+        val(packed[1], record_reader="native", resize=30)
     # MXNet itself would end the process at these.
     path = shutil.copy(photographs, tmp_path / "cut.rec")
     os.truncate(path, os.path.getsize(path) - 100)
     with pytest.raises(GloReError, match="ends within the record"):
         native(str(path))
     with (
-        val(packed[1], reader="native", num_classes=2) as loader,
+        val(packed[1], record_reader="native", num_classes=2) as loader,
         pytest.raises(GloReError, match="the label 2 is no class in 0 to 1"),
     ):
         collect(loader)

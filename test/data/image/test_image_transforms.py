@@ -6,6 +6,7 @@ import pytest
 from images import MEAN, STD, picture
 
 from data.image import transforms
+from data.image.loaders import image_train_transform, image_val_transform
 from glore_common import UsageError
 
 
@@ -18,7 +19,7 @@ def test_validation_pixels():
     # short side 61 -> 40; 90 * 40 / 61 = 59.02 is rounded down, an odd spare of 59 - 32 = 27 too
     resized = cv2.resize(image, (59, 40), interpolation=cv2.INTER_CUBIC)
     expected = (resized[4:36, 13:45] / 255 - MEAN) / STD
-    result = transforms.image_val_transform(32, MEAN, STD, resize=40)(clip_of(image))
+    result = image_val_transform(32, MEAN, STD, resize=40)(clip_of(image))
     assert result.shape == (3, 1, 32, 32)
     assert result.dtype == np.float32
     np.testing.assert_allclose(result[:, 0], expected.transpose(2, 0, 1), atol=1e-5)
@@ -38,10 +39,10 @@ def test_ten_crops_in_their_order():
 
 
 def test_full_image_keeps_its_aspect():
-    result = transforms.image_val_transform(32, MEAN, STD, "full", 36)(clip_of(picture(3, 60, 90)))
+    result = image_val_transform(32, MEAN, STD, "full", 36)(clip_of(picture(3, 60, 90)))
     assert result.shape == (3, 1, 36, 54)
     # without a size, in proportion 256 : 224
-    result = transforms.image_val_transform(28, MEAN, STD, "full")(clip_of(picture(3, 60, 90)))
+    result = image_val_transform(28, MEAN, STD, "full")(clip_of(picture(3, 60, 90)))
     assert result.shape == (3, 1, 32, 48)
 
 
@@ -116,7 +117,7 @@ def test_rotation_turns_about_the_centre():
 
 
 def test_reference_augmentation_is_a_function_of_the_generator():
-    augment = transforms.image_train_transform(32, MEAN, STD, rotation=10)
+    augment = image_train_transform(32, MEAN, STD, rotation=10)
     image = clip_of(picture(5))
     first = augment(image, np.random.default_rng(1))
     assert first.shape == (3, 1, 32, 32)
@@ -135,8 +136,8 @@ def test_reference_augmentation_is_a_function_of_the_generator():
 
 def test_plain_crop_and_none():
     image = clip_of(picture(6, 40, 60))
-    crop = transforms.image_train_transform(32, MEAN, STD, "crop", flip=False, resize=40)
-    whole = transforms.image_val_transform(32, MEAN, STD, "full", 40)(image)
+    crop = image_train_transform(32, MEAN, STD, "crop", flip=False, resize=40)
+    whole = image_val_transform(32, MEAN, STD, "full", 40)(image)
     places = set()
     for seed in range(40):
         part = crop(image, np.random.default_rng(seed))
@@ -149,16 +150,16 @@ def test_plain_crop_and_none():
         assert len(found) == 1
         places.update(found)
     assert len(places) > 30
-    none = transforms.image_train_transform(32, MEAN, STD, "none", rotation=10)
+    none = image_train_transform(32, MEAN, STD, "none", rotation=10)
     np.testing.assert_array_equal(
-        none(image, np.random.default_rng(0)), transforms.image_val_transform(32, MEAN, STD)(image)
+        none(image, np.random.default_rng(0)), image_val_transform(32, MEAN, STD)(image)
     )
 
 
 def test_senseless_requests():
     with pytest.raises(UsageError, match="augmentation must be one of reference, crop, none"):
-        transforms.image_train_transform(32, MEAN, STD, "full")
+        image_train_transform(32, MEAN, STD, "full")
     with pytest.raises(UsageError, match="crops must be one of centre, ten, full; got 'center'"):
-        transforms.image_val_transform(32, MEAN, STD, "center")
+        image_val_transform(32, MEAN, STD, "center")
     with pytest.raises(UsageError, match="crop of 32 pixels does not fit .* short side of 30"):
-        transforms.image_val_transform(32, MEAN, STD, resize=30)
+        image_val_transform(32, MEAN, STD, resize=30)

@@ -1,5 +1,6 @@
 """Loaders: the same batches whatever the workers do, and no worker can spoil or outlive a job."""
 
+import dataclasses
 import logging
 import os
 import signal
@@ -25,10 +26,19 @@ from videos import (
     write_video,
 )
 
-from data.video.iterator import BadVideos, VideoLoader, WorkerError, write_bad_files
+from data.common.loader import (
+    Loader,
+    LoaderConfig,
+    UnreadableData,
+    WorkerError,
+    write_bad_files,
+)
 from data.video.list import FrameCounts, read_video_list
 from data.video.loaders import get_test_loader, get_train_loader, get_val_loader
+from data.video.options import ClipOptions, ClipTestOptions
 from glore_common import UsageError
+
+PIXELS = {"mean": (0.5, 0.4, 0.3), "std": (0.2, 0.3, 0.25)}
 
 
 @pytest.fixture(scope="module")
@@ -55,11 +65,39 @@ def assert_equal(left, right):
             np.testing.assert_array_equal(part, counterpart)
 
 
-def train_loader(path, **more):
-    options = {"clip_length": 4, "frame_interval": 2, "crop_size": 32, "batch_size": 3}
-    options.update(root=os.path.dirname(path), num_workers=0, seed=5)
-    options.update(more)
-    return get_train_loader(path, **options)
+def loader_of(dataset, batch_size, **config):
+    return Loader(dataset, LoaderConfig(batch_size, **config))
+
+
+def changed(loader, **config):
+    """Return the loader with another configuration."""
+    return Loader(loader.dataset, dataclasses.replace(loader.config, **config))
+
+
+def options_of(kind=ClipOptions, **more):
+    basic = {"batch_size": 3, "clip_length": 4, "crop_size": 32, "num_workers": 0}
+    return kind(**{**basic, **more})
+
+
+def train_loader(path, batch_size=3, num_workers=0, seed=5, **config):
+    options = options_of(
+        batch_size=batch_size,
+        num_workers=num_workers,
+        train_frame_interval=2,
+        augmentation="full",
+    )
+    loader = get_train_loader(path, os.path.dirname(path), options, seed=seed, **PIXELS)
+    return changed(loader, **config) if config else loader
+
+
+def val_loader(path, **more):
+    options = options_of(val_frame_interval=2, **more)
+    return get_val_loader(path, os.path.dirname(path), options, **PIXELS)
+
+
+def clip_test_loader(path, **more):
+    options = options_of(ClipTestOptions, frame_interval=2, **more)
+    return get_test_loader(path, os.path.dirname(path), options, **PIXELS)
 
 
 def test_same_batches_for_any_number_of_workers(folder):
@@ -148,17 +186,10 @@ def test_ranks_share_an_epoch_without_overlap(folder):
 def test_evaluation_sees_every_video_once(folder, num_workers):
     seen = []
     for rank in range(3):
-        with get_val_loader(
-            folder,
-            os.path.dirname(folder),
-            clip_length=4,
-            frame_interval=2,
-            crop_size=32,
-            batch_size=2,
-            num_workers=num_workers,
-            rank=rank,
-            num_ranks=3,
-            with_index=True,
+        options = options_of(batch_size=2, num_workers=num_workers, val_frame_interval=2)
+        root, share = os.path.dirname(folder), {"rank": rank, "num_ranks": 3}
+        with changed(
+            get_val_loader(folder, root, options, **share, **PIXELS), with_index=True
         ) as loader:
             batches = collect(loader)
             assert len(batches) == len(loader) == 2
@@ -176,7 +207,7 @@ def test_frames_of_the_validation_clip(tmp_path):
     write_video(tmp_path / "short.mp4", 3)
     path = write_list(tmp_path, ["a.mp4", "short.mp4"])
     dataset = make_dataset(path, train=False)
-    with VideoLoader(dataset, 2) as loader:
+    with loader_of(dataset, 2) as loader:
         ((data, _),) = collect(loader)
     # 4 frames at interval 2 span 7 of 20: they start at ceil(13 / 2) = 7.
     levels = data.mean((1, 3, 4)) * 255
@@ -185,11 +216,9 @@ def test_frames_of_the_validation_clip(tmp_path):
 
 
 def test_clips_and_crops_for_testing(folder):
-    options = {"clip_length": 4, "frame_interval": 2, "crop_size": 32, "num_workers": 0}
-    root = os.path.dirname(folder)
     with (
-        get_test_loader(folder, root, num_clips=2, num_crops=3, batch_size=7, **options) as spatial,
-        get_test_loader(folder, root, num_clips=2, batch_size=4, **options) as centre,
+        clip_test_loader(folder, num_clips=2, num_crops=3, batch_size=7) as spatial,
+        clip_test_loader(folder, num_clips=2, batch_size=4) as centre,
     ):
         batches, plain = collect(spatial), collect(centre)
     # 11 videos x 2 clips, 2 clips of 3 crops in a batch
@@ -202,14 +231,12 @@ def test_clips_and_crops_for_testing(folder):
     np.testing.assert_array_equal(middle, np.concatenate([batch[0] for batch in plain]))
     results = []
     for num_workers in (0, 2):
-        with get_test_loader(
-            folder, root, num_crops=5, batch_size=10, **{**options, "num_workers": num_workers}
-        ) as mixed:
+        with clip_test_loader(folder, num_crops=5, batch_size=10, num_workers=num_workers) as mixed:
             results.append(collect(mixed))
     assert_equal(*results)
     assert len(np.unique(results[0][0][0][:5].sum((1, 2, 3, 4)))) > 2
     with pytest.raises(UsageError, match="2 crops of kind 'spatial'"):
-        get_test_loader(folder, root, num_crops=2, crops="spatial", **options)
+        clip_test_loader(folder, num_crops=2, crops="spatial")
 
 
 def bad_folder(path, bad=(1, 4), count=6):
@@ -225,12 +252,12 @@ def test_bad_videos_are_replaced_alike_named_once_and_counted(tmp_path, caplog):
     results, bad = [], []
     for num_workers in (0, 3):
         caplog.clear()
-        with VideoLoader(
+        with loader_of(
             make_dataset(path), 2, shuffle=True, seed=3, num_workers=num_workers
         ) as loader:
             results.append(collect(loader) + collect(loader))
             bad.append(sorted((os.path.basename(f.path), f.times) for f in loader.bad_files()))
-            with VideoLoader(make_dataset(path), 2, shuffle=True, seed=3) as resumed:
+            with loader_of(make_dataset(path), 2, shuffle=True, seed=3) as resumed:
                 resumed.set_position(1, 1)
                 assert_equal(collect(resumed), results[-1][4:])
         mentions = [r.getMessage() for r in caplog.records if "cannot read" in r.getMessage()]
@@ -251,7 +278,7 @@ def test_bad_videos_are_replaced_alike_named_once_and_counted(tmp_path, caplog):
 def test_bad_videos_are_left_out_of_an_evaluation(tmp_path):
     path = bad_folder(tmp_path, bad=(1, 2, 3))
     for num_workers in (0, 2):
-        with VideoLoader(
+        with loader_of(
             make_dataset(path, train=False),
             2,
             num_workers=num_workers,
@@ -269,8 +296,8 @@ def test_strict_data(tmp_path):
     path = bad_folder(tmp_path)
     for num_workers in (0, 2):
         with (
-            VideoLoader(make_dataset(path), 6, num_workers=num_workers, strict=True) as loader,
-            pytest.raises(BadVideos, match=r"cannot read the video .*v[14]\.mp4: .*strict"),
+            loader_of(make_dataset(path), 6, num_workers=num_workers, strict=True) as loader,
+            pytest.raises(UnreadableData, match=r"cannot read the video .*v[14]\.mp4: .*strict"),
         ):
             collect(loader)
 
@@ -280,18 +307,18 @@ def test_strict_data(tmp_path):
 def test_many_failures_in_a_row_stop(tmp_path, num_workers, on_bad):
     path = bad_folder(tmp_path, bad=range(6))
     with (
-        VideoLoader(
+        loader_of(
             make_dataset(path), 2, num_workers=num_workers, max_failures=3, on_bad=on_bad
         ) as loader,
-        pytest.raises(BadVideos, match=r"^3 distinct videos in a row .*data\.verify"),
+        pytest.raises(UnreadableData, match=r"^3 distinct videos in a row .*data\.verify"),
     ):
         collect(loader)
     # Fewer files than the limit, all of them bad: that is no reason to go on for ever.
     with (
-        VideoLoader(
+        loader_of(
             make_dataset(path), 2, num_workers=num_workers, max_failures=10, on_bad=on_bad
         ) as loader,
-        pytest.raises(BadVideos, match="^6 distinct videos"),
+        pytest.raises(UnreadableData, match="^6 distinct videos"),
     ):
         collect(loader)
 
@@ -299,7 +326,7 @@ def test_many_failures_in_a_row_stop(tmp_path, num_workers, on_bad):
 def test_missing_files_do_not_count_when_they_are_few(tmp_path):
     path = make_folder(tmp_path, 4)
     os.remove(tmp_path / "v3.mp4")
-    with VideoLoader(make_dataset(path), 4, max_failures=2) as loader:
+    with loader_of(make_dataset(path), 4, max_failures=2) as loader:
         collect(loader)
         (bad,) = loader.bad_files()
     assert bad.reason == "No such file or directory"
@@ -308,7 +335,7 @@ def test_missing_files_do_not_count_when_they_are_few(tmp_path):
 def test_summary_of_bad_files(tmp_path):
     path = bad_folder(tmp_path)
     summary = str(tmp_path / "bad.tsv")
-    with VideoLoader(make_dataset(path), 2) as one, VideoLoader(make_dataset(path), 2) as two:
+    with loader_of(make_dataset(path), 2) as one, loader_of(make_dataset(path), 2) as two:
         collect(one)
         collect(two)
         assert write_bad_files([one, two], summary) == 2
@@ -324,7 +351,7 @@ def test_summary_of_bad_files(tmp_path):
 
 def test_error_in_a_worker_brings_its_traceback(tmp_path):
     path = make_folder(tmp_path, 4)
-    with VideoLoader(make_dataset(path, FailingDataset), 2, num_workers=2) as loader:
+    with loader_of(make_dataset(path, FailingDataset), 2, num_workers=2) as loader:
         iterator = iter(loader)
         next(iterator)
         with pytest.raises(WorkerError, match="v2.mp4") as caught:
@@ -332,7 +359,7 @@ def test_error_in_a_worker_brings_its_traceback(tmp_path):
         assert "ZeroDivisionError: the bug of the test" in str(caught.value)
         assert "in load" in str(caught.value)
     with (
-        VideoLoader(make_dataset(path, FailingDataset), 4) as loader,
+        loader_of(make_dataset(path, FailingDataset), 4) as loader,
         pytest.raises(ZeroDivisionError),
     ):
         collect(loader)
@@ -343,7 +370,7 @@ def test_user_mistake_in_a_worker_stays_one(tmp_path):
     dataset = make_dataset(path)
     dataset.clip_shape = (3, 4, 16, 16)
     with (
-        VideoLoader(dataset, 2, num_workers=1) as loader,
+        loader_of(dataset, 2, num_workers=1) as loader,
         pytest.raises(UsageError, match="the transform gives float32"),
     ):
         collect(loader)
@@ -352,7 +379,7 @@ def test_user_mistake_in_a_worker_stays_one(tmp_path):
 def test_worker_that_cannot_start_is_an_error(tmp_path):
     path = make_folder(tmp_path, 4)
     with (
-        VideoLoader(make_dataset(path, UnstartableDataset), 2, num_workers=1) as loader,
+        loader_of(make_dataset(path, UnstartableDataset), 2, num_workers=1) as loader,
         pytest.raises(WorkerError, match="could not start:(.|\n)*not in this process"),
     ):
         collect(loader)
@@ -361,7 +388,7 @@ def test_worker_that_cannot_start_is_an_error(tmp_path):
 def test_workers_that_die_on_arrival_are_not_restarted_for_ever(tmp_path):
     path = make_folder(tmp_path, 4)
     with (
-        VideoLoader(make_dataset(path, DeadOnArrivalDataset), 2, num_workers=1) as loader,
+        loader_of(make_dataset(path, DeadOnArrivalDataset), 2, num_workers=1) as loader,
         pytest.raises(WorkerError, match="SIGKILL before it was ready, the last of 3 in a row"),
     ):
         collect(loader)
@@ -370,7 +397,7 @@ def test_workers_that_die_on_arrival_are_not_restarted_for_ever(tmp_path):
 def test_file_that_kills_its_worker_is_named_and_replaced(tmp_path, caplog):
     path = make_folder(tmp_path, 5)
     begin = time.monotonic()
-    with VideoLoader(make_dataset(path, KillingDataset), 5, num_workers=2) as loader:
+    with loader_of(make_dataset(path, KillingDataset), 5, num_workers=2) as loader:
         ((data, _),) = collect(loader)
         (bad,) = loader.bad_files()
     assert time.monotonic() - begin < 20
@@ -384,10 +411,10 @@ def test_file_that_kills_its_worker_is_named_and_replaced(tmp_path, caplog):
 
 def test_worker_killed_from_outside_changes_no_batch(tmp_path, caplog):
     path = make_folder(tmp_path, 5)
-    with VideoLoader(make_dataset(path), 5) as loader:
+    with loader_of(make_dataset(path), 5) as loader:
         expected = collect(loader)
     (tmp_path / "once.wanted").write_text("")
-    with VideoLoader(make_dataset(path, KillingDataset), 5, num_workers=2) as loader:
+    with loader_of(make_dataset(path, KillingDataset), 5, num_workers=2) as loader:
         assert_equal(collect(loader), expected)
         assert loader.bad_files() == []
         assert "tried once more" in caplog.text
@@ -401,7 +428,7 @@ def test_worker_killed_from_outside_changes_no_batch(tmp_path, caplog):
 
 def test_file_that_hangs_is_named_and_replaced(tmp_path, caplog):
     path = make_folder(tmp_path, 5)
-    with VideoLoader(make_dataset(path, HangingDataset), 5, num_workers=2, timeout=2.0) as loader:
+    with loader_of(make_dataset(path, HangingDataset), 5, num_workers=2, timeout=2.0) as loader:
         loader.start()
         assert wait_for(lambda: len(loader.worker_pids()) == 2)
         begin = time.monotonic()
@@ -437,9 +464,9 @@ def test_close_and_collection_end_the_workers(folder):
 
 SCRIPT = """
 import sys, time, videos
-from data.video.iterator import VideoLoader
+from data.common.loader import Loader, LoaderConfig
 kind = getattr(videos, sys.argv[2])
-loader = VideoLoader(videos.make_dataset(sys.argv[1], kind), 4, num_workers=2)
+loader = Loader(videos.make_dataset(sys.argv[1], kind), LoaderConfig(4, num_workers=2))
 loader.start()
 print(*loader.worker_pids(), flush=True)
 for data, label in loader:
@@ -451,7 +478,9 @@ time.sleep(100)
 
 def start_script(root, tmp_path, kind):
     path = make_folder(tmp_path, 4)
-    environment = dict(os.environ, PYTHONPATH=os.pathsep.join([root, os.path.join(root, "test")]))
+    environment = dict(
+        os.environ, PYTHONPATH=os.pathsep.join([root, os.path.join(root, "test", "helpers")])
+    )
     process = subprocess.Popen(
         [sys.executable, "-c", SCRIPT, path, kind],
         stdout=subprocess.PIPE,
@@ -504,9 +533,7 @@ def test_workers_do_not_load_mxnet(folder):
 def test_frame_counts_are_kept_and_honoured(tmp_path, folder):
     path = make_folder(tmp_path, 3, frames=20)
     video_list = read_video_list(path, tmp_path)
-    with get_val_loader(
-        path, tmp_path, clip_length=4, frame_interval=2, crop_size=32, batch_size=3, num_workers=1
-    ) as loader:
+    with val_loader(path, num_workers=1) as loader:
         collect(loader)
     counts = FrameCounts(video_list)
     size = os.path.getsize(tmp_path / "v0.mp4")
@@ -514,20 +541,9 @@ def test_frame_counts_are_kept_and_honoured(tmp_path, folder):
     # A video of which only 8 frames can be decoded is sampled within these.
     counts.note(0, 8, size, replace=True)
     dataset = make_dataset(path, train=False, frame_counts=counts)
-    sample = dataset.load(0, None)
+    sample = dataset.load(dataset.request(0), None)
     levels = sample.array[0].mean((0, 2, 3)) * 255
     np.testing.assert_allclose(levels, [level(n) for n in (1, 3, 5, 7)], atol=4)
-
-
-def test_resizing_in_the_decoder_gives_nearly_the_same_batch(folder):
-    with (
-        train_loader(folder, crop_size=32, batch_size=11) as plain,
-        train_loader(folder, crop_size=32, batch_size=11, decoder_resize=True) as decoder,
-    ):
-        ((data, label),), ((other, other_label),) = collect(plain), collect(decoder)
-    np.testing.assert_array_equal(label, other_label)
-    difference = np.abs(data - other).mean((1, 2, 3, 4))
-    assert 0 < difference.max() < 0.25, "the same crop, a slightly different filter"
 
 
 @pytest.mark.parametrize(
@@ -549,7 +565,7 @@ def test_senseless_arguments(folder, options, says):
 def test_bad_files_are_quiet_on_stderr(tmp_path, capfd, caplog):
     path = bad_folder(tmp_path)
     caplog.set_level(logging.WARNING, "glore.data")
-    with VideoLoader(make_dataset(path), 2, num_workers=2) as loader:
+    with loader_of(make_dataset(path), 2, num_workers=2) as loader:
         collect(loader)
     # decord says one line for each time it fails to open a file, here twice for each of two.
     assert len(capfd.readouterr().err.splitlines()) <= 4

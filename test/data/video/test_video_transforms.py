@@ -4,9 +4,13 @@ import cv2
 import numpy as np
 import pytest
 
-from data.video import transforms
-from data.video.loaders import KINETICS_MEAN, KINETICS_STD, train_transform, val_transform
+from data.common import transforms
+from data.video.loaders import train_transform, val_transform
+from data.video.transforms import MixedCrop, PixelJitter, RandomScale, ThreeCrop
 from glore_common import UsageError
+from network.specs import MEAN, STD
+
+PIXELS = {"mean": MEAN, "std": STD}
 
 
 def picture_clip(frames=3, height=60, width=80, seed=0):
@@ -19,8 +23,10 @@ def still_clip(frames=4, height=60, width=80, seed=0):
 
 
 def test_validation_equals_golden(golden):
+    assert pytest.approx((0.486275, 0.458824, 0.407843), abs=1e-6) == MEAN
+    assert pytest.approx((0.234825,) * 3, abs=1e-6) == STD
     arrays = golden("val_transform.npz")
-    result = val_transform(224, KINETICS_MEAN, KINETICS_STD)(arrays["clip"])
+    result = val_transform(224, **PIXELS)(arrays["clip"])
     assert result.shape == (3, 2, 224, 224)
     assert result.dtype == np.float32
     np.testing.assert_allclose(result[:, :, ::8, ::8], arrays["out"], rtol=0, atol=1e-6)
@@ -43,7 +49,7 @@ def test_center_crop_is_in_the_middle():
 
 
 def test_random_scale_distribution():
-    scale = transforms.RandomScale((0.8, 1.25), (224, 340))
+    scale = RandomScale((0.8, 1.25), (224, 340))
     rng = np.random.default_rng(0)
     sizes = np.array([scale.draw_size(320, 240, rng) for _ in range(4000)], float)
     short = sizes.min(1)
@@ -61,10 +67,8 @@ def test_random_scale_distribution():
 
 def test_random_scale_resizes_all_frames_as_opencv():
     clip = picture_clip()
-    width, height = transforms.RandomScale((1, 1), (40, 50)).draw_size(
-        80, 60, np.random.default_rng(3)
-    )
-    scaled = transforms.RandomScale((1, 1), (40, 50))(clip, np.random.default_rng(3))
+    width, height = RandomScale((1, 1), (40, 50)).draw_size(80, 60, np.random.default_rng(3))
+    scaled = RandomScale((1, 1), (40, 50))(clip, np.random.default_rng(3))
     np.testing.assert_array_equal(scaled[2], cv2.resize(clip[2], (width, height)))
 
 
@@ -85,8 +89,8 @@ def test_crop_larger_than_the_frame_is_an_error():
     for crop in (
         transforms.CenterCrop(61),
         transforms.RandomCrop(61),
-        transforms.ThreeCrop(61),
-        transforms.MixedCrop(61, 2),
+        ThreeCrop(61),
+        MixedCrop(61, 2),
     ):
         with pytest.raises(UsageError, match="61 x 61 does not fit in frames of 80 x 60"):
             crop(picture_clip(), np.random.default_rng(0))
@@ -95,7 +99,7 @@ def test_crop_larger_than_the_frame_is_an_error():
 @pytest.mark.parametrize(("height", "width"), [(20, 50), (50, 20)])
 def test_three_crops_along_the_longer_side(height, width):
     clip = picture_clip(2, height, width)
-    crops = transforms.ThreeCrop(20)(clip)
+    crops = ThreeCrop(20)(clip)
     assert crops.shape == (3, 2, 20, 20, 3)
     for crop, start in zip(crops, (0, 15, 30)):
         part = clip[:, :, start : start + 20] if width > height else clip[:, start : start + 20]
@@ -104,10 +108,10 @@ def test_three_crops_along_the_longer_side(height, width):
 
 def test_mixed_crop_has_the_centre_first_and_random_others():
     clip = picture_clip()
-    crops = transforms.MixedCrop(20, 5)(clip, np.random.default_rng(0))
+    crops = MixedCrop(20, 5)(clip, np.random.default_rng(0))
     np.testing.assert_array_equal(crops[0], transforms.CenterCrop(20)(clip))
     assert len({crop.tobytes() for crop in crops}) == 5
-    again = transforms.MixedCrop(20, 5)(clip, np.random.default_rng(0))
+    again = MixedCrop(20, 5)(clip, np.random.default_rng(0))
     np.testing.assert_array_equal(crops, again)
 
 
@@ -148,13 +152,13 @@ def test_hls_offsets_stay_in_their_ranges():
             seen.append((low, high))
             return low
 
-    transforms.RandomHLS()(still_clip(1), Spy())
+    transforms.RandomHLS((15, 35, 25))(still_clip(1), Spy())
     assert seen == [(-15, 15), (-35, 35), (-25, 25)]
 
 
 def test_jitter_is_uniform_noise_alike_for_all_frames():
     clip = still_clip(4, 100, 120)
-    noise = transforms.PixelJitter((-20, 20))(clip, np.random.default_rng(5)) - clip
+    noise = PixelJitter((-20, 20))(clip, np.random.default_rng(5)) - clip
     assert noise.dtype == np.float32
     np.testing.assert_allclose(noise[3], noise[0], atol=2e-5)
     low, high = noise.min(), noise.max()
@@ -164,15 +168,14 @@ def test_jitter_is_uniform_noise_alike_for_all_frames():
     ends = np.array(
         [
             (lambda noise: (noise.min(), noise.max()))(
-                transforms.PixelJitter((-20, 20))(still_clip(1), np.random.default_rng(seed))
-                - still_clip(1)
+                PixelJitter((-20, 20))(still_clip(1), np.random.default_rng(seed)) - still_clip(1)
             )
             for seed in range(100)
         ]
     )
     assert abs(ends[:, 0].mean() + 10) < 2
     assert abs(ends[:, 1].mean() - 10) < 2
-    free = transforms.PixelJitter(per_frame=True)(clip, np.random.default_rng(5)) - clip
+    free = PixelJitter((-20, 20), per_frame=True)(clip, np.random.default_rng(5)) - clip
     assert np.abs(free[3] - free[0]).mean() > 0.1
 
 
@@ -192,7 +195,7 @@ def test_array_and_normalize():
 
 def test_training_transform_depends_on_the_generator_only():
     clip = picture_clip(4, 120, 160)
-    augment = train_transform(56, flip=True)
+    augment = train_transform(56, **PIXELS, flip=True)
     results = [augment(clip.copy(), np.random.default_rng(seed)) for seed in (1, 1, 2)]
     assert results[0].shape == (3, 4, 56, 56)
     assert results[0].dtype == np.float32
@@ -203,25 +206,25 @@ def test_training_transform_depends_on_the_generator_only():
 
 
 def test_training_transform_treats_all_frames_alike():
-    result = train_transform(56)(still_clip(5, 120, 160), np.random.default_rng(4))
+    result = train_transform(56, **PIXELS)(still_clip(5, 120, 160), np.random.default_rng(4))
     np.testing.assert_allclose(result[:, 1:], np.repeat(result[:, :1], 4, 1), atol=1e-4)
 
 
 def test_no_flip_where_the_dataset_forbids_it():
-    kinds = [type(step) for step in train_transform(56, flip=False).transforms]
+    kinds = [type(step) for step in train_transform(56, **PIXELS, flip=False).transforms]
     assert transforms.RandomHorizontalFlip not in kinds
-    assert kinds[:2] == [transforms.RandomScale, transforms.RandomCrop]
-    assert train_transform(112).transforms[0].short_side == (112, 170)
+    assert kinds[:2] == [RandomScale, transforms.RandomCrop]
+    assert train_transform(112, **PIXELS).transforms[0].short_side == (112, 170)
 
 
 @pytest.mark.parametrize(
     "make",
     [
-        lambda: transforms.RandomScale((1.2, 0.8)),
-        lambda: transforms.PixelJitter((5, 20)),
+        lambda: RandomScale((1.2, 0.8), (224, 340)),
+        lambda: PixelJitter((5, 20)),
         lambda: transforms.Normalize((0, 0, 0), (1, 0, 1)),
         lambda: transforms.CenterCrop(0),
-        lambda: transforms.MixedCrop(10, 0),
+        lambda: MixedCrop(10, 0),
     ],
 )
 def test_senseless_arguments(make):
