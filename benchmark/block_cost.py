@@ -16,7 +16,7 @@ import sys
 import time
 
 from glore_common import progress, run_main
-from jobs.arguments import positive_int
+from glore_options import positive_int
 from mxnet_compat import mx
 from network.block import build_block
 from network.summary import build_variant, count, markdown, parse_shape, with_shape

@@ -41,7 +41,46 @@ def is_label(name: str) -> bool:
     return name.endswith("label")
 
 
-def param_shapes(symbol: mx.sym.Symbol, input_shapes: Mapping) -> tuple[Shapes, Shapes]:
+def infer_shapes(
+    symbol: mx.sym.Symbol, input_shapes: Mapping[str, tuple[int, ...]]
+) -> list[tuple[str, tuple[int, ...]]]:
+    """Return the name and shape of every variable and output of a graph, in graph order.
+
+    Parameters
+    ----------
+    symbol
+        Any graph. Nodes may share a name.
+    input_shapes
+        Shape of each input with its batch axis.
+
+    Returns
+    -------
+    list of (name, shape)
+        A shape that does not follow from the inputs' is (), or has zeros.
+
+    Raises
+    ------
+    UsageError
+        If the graph does not take inputs of these names or shapes.
+    """
+    unknown = sorted(set(input_shapes) - set(symbol.list_arguments()))
+    if unknown:
+        raise UsageError(f"the network has no input {', '.join(unknown)}")
+    internals = symbol.get_internals()
+    try:
+        _, shapes, _ = internals.infer_shape_partial(**input_shapes)
+    except mx.MXNetError as error:
+        reason = str(error).strip().splitlines()[-1]
+        raise UsageError(
+            f"the network does not take inputs of shapes {dict(input_shapes)}: {reason}"
+        ) from error
+    names = internals.list_outputs()
+    return [(n, tuple(shape or ())) for n, shape in zip(names, shapes or [()] * len(names))]
+
+
+def param_shapes(
+    symbol: mx.sym.Symbol, input_shapes: Mapping[str, tuple[int, ...]]
+) -> tuple[dict[str, tuple[int, ...]], dict[str, tuple[int, ...]]]:
     """Return the shapes of a network's parameters.
 
     Parameters
@@ -62,26 +101,17 @@ def param_shapes(symbol: mx.sym.Symbol, input_shapes: Mapping) -> tuple[Shapes, 
     UsageError
         If the network does not take inputs of these shapes.
     """
-    arguments, states = symbol.list_arguments(), symbol.list_auxiliary_states()
-    unknown = sorted(set(input_shapes) - set(arguments))
-    if unknown:
-        raise UsageError(f"the network has no input {', '.join(unknown)}")
-    try:
-        arg_shapes, _, aux_shapes = symbol.infer_shape_partial(**input_shapes)
-    except mx.MXNetError as error:
-        raise UsageError(
-            f"the network does not take inputs of shapes {input_shapes}: {error}"
-        ) from error
+    found = dict(infer_shapes(symbol, input_shapes))
     args = {
-        name: tuple(shape)
-        for name, shape in zip(arguments, arg_shapes)
+        name: found[name]
+        for name in symbol.list_arguments()
         if name not in input_shapes and not is_label(name)
     }
-    auxs = {name: tuple(shape) for name, shape in zip(states, aux_shapes)}
+    auxs = {name: found[name] for name in symbol.list_auxiliary_states()}
     for name, shape in [*args.items(), *auxs.items()]:
         if not shape or 0 in shape:
             raise UsageError(
-                f"the shape of {name} does not follow from {input_shapes}; give the shape of "
+                f"the shape of {name} does not follow from {dict(input_shapes)}; give the shape of "
                 "every input of the network"
             )
     return args, auxs

@@ -1,6 +1,11 @@
-"""Networks as MXNet symbols (``symbol_builder.get_symbol``), and their units as Gluon blocks."""
+"""Networks as MXNet symbols (:func:`get_symbol`), and their units as Gluon blocks.
 
-from .builder import InputConf, get_symbol, list_networks, logits
+Words: a *residual block* is one of a stage's (``conv4_B05``), a *context block* or *GloRe unit* is
+put into or behind one, a *Gluon block* is MXNet's; a *context* is a context block unless ``mx.``
+stands before it.
+"""
+
+from .builder import InputConf, get_spec, get_symbol, list_networks, logits
 from .gluon_blocks import GCBlock, GloRe, NonLocal, SEBlock, SNLBlock
 from .specs import Context
 from .symbol_context import GC_Block, NL_Block, SE_Block, SNL_Block, context_block
@@ -20,6 +25,7 @@ __all__ = [
     "SNLBlock",
     "SNL_Block",
     "context_block",
+    "get_spec",
     "get_symbol",
     "list_networks",
     "logits",

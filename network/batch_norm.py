@@ -1,6 +1,7 @@
 """The BatchNorms of a graph: of each device, of all devices together, or with frozen statistics."""
 
 import json
+from collections.abc import Sequence
 
 from glore_common import UsageError
 from mxnet_compat import mx
@@ -9,18 +10,20 @@ KINDS = ("local", "sync", "frozen")
 _KEPT = ("eps", "momentum", "fix_gamma", "use_global_stats", "output_mean_var")
 
 
-def with_batch_norm(symbol, kind, contexts):
+def with_batch_norm(
+    symbol: mx.sym.Symbol, kind: str, contexts: Sequence[mx.Context]
+) -> mx.sym.Symbol:
     """Return a graph with its BatchNorms replaced; parameters and names stay.
 
     Parameters
     ----------
-    symbol : mx.sym.Symbol
+    symbol
         With plain ``BatchNorm`` nodes.
     kind : {'local', 'sync', 'frozen'}
         ``sync``: MXNet's ``SyncBatchNorm`` takes mean and variance over the devices of this
         process (not of other workers). ``frozen``: the running statistics are used in training
         as well, and stay as they are.
-    contexts : list of mxnet.Context
+    contexts
         The devices.
 
     Raises

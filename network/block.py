@@ -12,6 +12,8 @@ facebookresearch/GloRe).
 
 import difflib
 import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Optional, Union
 
 import numpy as np
 
@@ -20,8 +22,11 @@ from glore_common import UsageError
 from mxnet_compat import mx
 
 from .cpu_graph import for_cpu_training
-from .initializer import DEFAULT_RULES, initial_params
+from .initializer import DEFAULT_RULES, Rule, initial_params
 from .memory import MemoryGuard, check_memory
+
+Params = Mapping[str, Any]
+Multipliers = Sequence[tuple[str, float]]
 
 # Weight decay spares what PyTorch names ``.bias``: biases, and BatchNorm's beta but not its gamma.
 KINETICS_WD_MULT = ((r"_(bias|beta)$", 0.0),)
@@ -33,7 +38,7 @@ KINETICS_LR_MULT = ((r"_conv-m2_(bn|conv)_", 0.5),)
 FINE_TUNE_LR_MULT = ((r"^classifier_", 1.0), (r"", 0.5))
 
 
-def by_rule(rules, name, default=1.0):
+def by_rule(rules: Optional[Multipliers], name: str, default: float = 1.0) -> float:
     """Return the value of the first rule whose regular expression is found in ``name``."""
     for pattern, value in rules or ():
         if re.search(pattern, name):
@@ -41,7 +46,7 @@ def by_rule(rules, name, default=1.0):
     return default
 
 
-def output_of(symbol, output):
+def output_of(symbol: mx.sym.Symbol, output: str) -> mx.sym.Symbol:
     """Return the internal output of the node ``output`` as a Symbol.
 
     Raises
@@ -75,7 +80,13 @@ class SymbolNet(mx.gluon.SymbolBlock):
         Where the parameters are.
     """
 
-    def __init__(self, symbol, input_conf, graph, contexts):
+    def __init__(
+        self,
+        symbol: mx.sym.Symbol,
+        input_conf: Any,
+        graph: mx.sym.Symbol,
+        contexts: Iterable[mx.Context],
+    ) -> None:
         super().__init__(graph, mx.sym.var("data", dtype="float32"))
         self.symbol = symbol
         self.input_conf = input_conf
@@ -96,7 +107,7 @@ class SymbolNet(mx.gluon.SymbolBlock):
             self._guard(x)
         return super().forward(x, *args)
 
-    def arg_aux_params(self):
+    def arg_aux_params(self) -> tuple[dict[str, mx.nd.NDArray], dict[str, mx.nd.NDArray]]:
         """Return copies of the parameters on the CPU.
 
         Arguments are equal on all contexts and come from the first one; auxiliary states, which
@@ -112,7 +123,7 @@ class SymbolNet(mx.gluon.SymbolBlock):
         auxs = {name: _mean(params[name].list_data()) for name in self.aux_names}
         return args, auxs
 
-    def load_arg_aux(self, arg_params, aux_params):
+    def load_arg_aux(self, arg_params: Params, aux_params: Params) -> None:
         """Set all parameters, on every context.
 
         Parameters
@@ -129,13 +140,13 @@ class SymbolNet(mx.gluon.SymbolBlock):
         check(self._cached_graph[1], arg_params, aux_params, inputs)
         self._set({**arg_params, **aux_params})
 
-    def _set(self, values):
+    def _set(self, values: Params) -> None:
         params = self.collect_params()
         for name, value in values.items():
             params[name].set_data(mx.nd.array(numpy_of(value, name), dtype=params[name].dtype))
 
 
-def _mean(arrays):
+def _mean(arrays: Sequence[mx.nd.NDArray]) -> mx.nd.NDArray:
     """Return the mean of one array per context, on the CPU, in the arrays' type."""
     if len(arrays) == 1:
         return arrays[0].copyto(mx.cpu())
@@ -143,7 +154,7 @@ def _mean(arrays):
     return mx.nd.array(mean, ctx=mx.cpu(), dtype=arrays[0].dtype)
 
 
-def _contexts(ctx):
+def _contexts(ctx: Any) -> list[mx.Context]:
     """Return ctx (None, one or several contexts) as a list; each may be there once only."""
     if ctx is None:
         ctx = mx.current_context()
@@ -156,19 +167,21 @@ def _contexts(ctx):
 
 
 def build_block(
-    symbol,
-    input_conf,
-    ctx=None,
-    params=None,
-    initializer=None,
-    seed=0,
-    cpu_training=None,
-    lr_mult=None,
-    wd_mult=None,
-    output="classifier",
-    training=True,
-):
+    symbol: mx.sym.Symbol,
+    input_conf: Any,
+    ctx: Union[None, mx.Context, Sequence[mx.Context]] = None,
+    *,
+    params: Union[None, Params, tuple[Params, Params]] = None,
+    initializer: Optional[Sequence[Rule]] = None,
+    seed: int = 0,
+    lr_mult: Optional[Multipliers] = None,
+    wd_mult: Optional[Multipliers] = None,
+    output: str = "classifier",
+    training: bool = True,
+) -> SymbolNet:
     """Make a trainable Gluon block of a network.
+
+    To train on a CPU it computes the form of the graph that a CPU can (:mod:`network.cpu_graph`).
 
     Parameters
     ----------
@@ -185,9 +198,6 @@ def build_block(
         Rules of :mod:`network.initializer` that go before ``DEFAULT_RULES``. Not with ``params``.
     seed : int
         Fresh values depend on it and on the parameter's name, not on what was drawn before.
-    cpu_training : bool, optional
-        Whether to build the graph whose BatchNorms a CPU can train (:mod:`network.cpu_graph`);
-        by default when ``training`` and a context is a CPU.
     lr_mult, wd_mult : sequence of (str, float), optional
         Multipliers of learning rate and weight decay by rule, 1 where no rule fits:
         ``KINETICS_LR_MULT``, ``FINE_TUNE_LR_MULT``, ``KINETICS_WD_MULT``, ``NO_DECAY_BN_BIAS``.
@@ -229,9 +239,8 @@ def build_block(
         aux_params = {n: v for n, v in aux_params.items() if n in auxs or n not in beyond}
         check(plain, arg_params, aux_params, inputs)
 
-    if cpu_training is None:
-        cpu_training = training and any(c.device_type.startswith("cpu") for c in contexts)
-    graph = for_cpu_training(plain, **inputs) if cpu_training else plain
+    on_cpu = any(context.device_type.startswith("cpu") for context in contexts)
+    graph = for_cpu_training(plain, inputs) if training and on_cpu else plain
     block = SymbolNet(symbol, input_conf, graph, contexts)
     parameters = block.collect_params()
     for name, shape in {**args, **auxs}.items():
@@ -249,7 +258,7 @@ def build_block(
     return block
 
 
-def _split(params, auxs):
+def _split(params: Union[Params, tuple[Params, Params]], auxs: Iterable[str]) -> Any:
     """Return params (one dictionary, or two) as (arg_params, aux_params)."""
     if isinstance(params, dict):
         return (

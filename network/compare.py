@@ -10,11 +10,14 @@ import dataclasses
 import difflib
 import re
 from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Optional
 
 import numpy as np
 
 from .identify import leaf
 
+Shape = tuple[int, ...]
 # Names at least this alike may be one parameter when nothing else decides.
 LIKE = 0.7
 
@@ -42,21 +45,23 @@ class Match:
     renamed: dict[str, str]
 
     @property
-    def total(self):
+    def total(self) -> int:
         """Number of the network's parameters."""
         return len(self.matched) + len(self.missing) + len(self.reshaped) + len(self.renamed)
 
     @property
-    def is_exact(self):
+    def is_exact(self) -> bool:
         """Whether every parameter has its name and shape, and none is too many."""
         return not (self.missing or self.extra or self.reshaped or self.renamed)
 
     @property
-    def is_complete(self):
+    def is_complete(self) -> bool:
         """Whether the network has a value for every parameter, under whatever name."""
         return not (self.missing or self.reshaped)
 
-    def values(self, given, expected):
+    def values(
+        self, given: Mapping[str, np.ndarray], expected: Mapping[str, Shape]
+    ) -> dict[str, np.ndarray]:
         """Return {the network's name: array} of a checkpoint's arrays, in the network's shapes."""
         found = {name: given[name] for name in self.matched}
         for name, theirs in self.renamed.items():
@@ -64,7 +69,7 @@ class Match:
         return found
 
 
-def squeezed(shape):
+def squeezed(shape: Sequence[int]) -> Shape:
     """Return a shape without the ones at its end: a 1x1 convolution is a dense layer."""
     shape = tuple(shape)
     while shape and shape[-1] == 1:
@@ -72,13 +77,13 @@ def squeezed(shape):
     return shape
 
 
-def spelling(name):
+def spelling(name: str) -> str:
     """Return a name without what spelling may change: case, separators, usual prefixes."""
     name = re.sub(r"^((arg|aux):|module\.|model\.)+", "", name.lower())
     return re.sub(r"[^a-z0-9]", "", name)
 
 
-def _places(names, anchors):
+def _places(names: Iterable[str], anchors: Any) -> dict[str, tuple]:
     """Return {name: (anchor before it, rank behind that)} of the names that are no anchors."""
     places, last, rank = {}, None, 0
     for name in names:
@@ -106,7 +111,11 @@ def _pair_in_place(missing, extra, our_places, their_places, fits):
     return pairs
 
 
-def match_params(expected, given, order=None):
+def match_params(
+    expected: Mapping[str, Shape],
+    given: Mapping[str, Any],
+    order: Optional[Sequence[str]] = None,
+) -> Match:
     """Compare a network's parameters with a checkpoint's.
 
     Parameters
@@ -177,17 +186,17 @@ def match_params(expected, given, order=None):
     return Match(tuple(matched), tuple(missing), tuple(extra), reshaped, renamed)
 
 
-def top_classes(row, count=5):
+def top_classes(row: np.ndarray, count: int = 5) -> list[int]:
     """Return the classes of the largest values, the largest first; of equals the lower one."""
     return [int(index) for index in np.argsort(-row, kind="stable")[:count]]
 
 
-def compare_outputs(theirs, ours, tolerance):
+def compare_outputs(theirs: np.ndarray, ours: np.ndarray, tolerance: float) -> dict[str, Any]:
     """Return how much two arrays of logits (n, classes) differ, for the report."""
     finite = bool(np.isfinite(theirs).all() and np.isfinite(ours).all())
     largest = float(np.abs(theirs).max())
     difference = float(np.abs(theirs.astype("float64") - ours).max()) if finite else None
-    relative = difference / largest if finite and largest > 0 else difference
+    relative = difference / largest if difference is not None and largest > 0 else difference
     pairs = [(top_classes(a), top_classes(b)) for a, b in zip(theirs, ours)]
     return {
         "inputs": len(pairs),
@@ -198,18 +207,20 @@ def compare_outputs(theirs, ours, tolerance):
         "tolerance": tolerance,
         "top1_agreement": float(np.mean([a[0] == b[0] for a, b in pairs])),
         "top5_agreement": float(np.mean([set(a) == set(b) for a, b in pairs])),
-        "equal": finite and relative <= tolerance,
+        "equal": relative is not None and relative <= tolerance,
         "top5": [{"checkpoint": a, "network": b} for a, b in pairs],
     }
 
 
-def _ratio(value, by):
+def _ratio(value: Any, by: Any) -> Optional[float]:
     """Return a quotient, or None where it is not finite: JSON knows no NaN."""
     quotient = float(value) / float(by) if by else float("nan")
     return quotient if np.isfinite(quotient) else None
 
 
-def layer_distances(base, other):
+def layer_distances(
+    base: Mapping[str, np.ndarray], other: Mapping[str, np.ndarray]
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Compare two sets of parameters of one network, layer by layer.
 
     Parameters
@@ -229,7 +240,7 @@ def layer_distances(base, other):
     A figure that is not finite is None.
     """
     # {layer: {kind of parameter: (base, other)}}
-    layers = {}
+    layers: dict[str, dict[str, tuple[np.ndarray, np.ndarray]]] = {}
     for name, value in base.items():
         if name not in other or other[name].shape != value.shape:
             continue

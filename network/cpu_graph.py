@@ -14,34 +14,40 @@ of an Lx1 and a 1x1 matrix per channel it is a matrix product forwards and backw
 
 import json
 from collections import defaultdict, deque
+from collections.abc import Mapping, Sequence
+from typing import Any, Optional
 
-from glore_common import GloReError
+from checkpoint.params import infer_shapes
+from glore_common import GloReError, UsageError
 from mxnet_compat import mx
+
+Shape = tuple[int, ...]
+# Of a graph as JSON: [node, output, version].
+Entry = list[int]
 
 
 class GraphError(GloReError):
     """A graph that cannot be rewritten or given shapes; the message names the node."""
 
 
-def _four_dimensional(ndim):
+def _four_dimensional(ndim: int) -> str:
     """Return the Reshape target that makes 4-D data of ``ndim``-D data, axes 0 and 1 kept."""
     # (n, c) -> (n, c, 1, 1); (n, c, l) -> (n, c, l, 1); (n, c, t, h, w) -> (n, c, t, h*w)
     return "(0, 0, 1, 1)" if ndim == 2 else "(0, 0, 0, -1)"
 
 
-def _shapes_of(symbol, nodes, input_shapes):
+def _shapes_of(
+    symbol: mx.sym.Symbol, nodes: list[dict[str, Any]], input_shapes: Mapping[str, Shape]
+) -> list[Shape]:
     """Return the shape of each node's first output; () where it does not follow."""
-    internals = symbol.get_internals()
     try:
-        _, shapes, _ = internals.infer_shape_partial(**input_shapes)
-    except mx.MXNetError as error:
-        raise GraphError(
-            f"the graph does not take inputs of shapes {input_shapes}: {error}"
-        ) from error
+        shapes = infer_shapes(symbol, input_shapes)
+    except UsageError as error:
+        raise GraphError(str(error)) from error
     # Nodes may have one name; their outputs stand in the order of the nodes.
-    found = defaultdict(deque)
-    for name, shape in zip(internals.list_outputs(), shapes):
-        found[name].append(tuple(shape or ()))
+    found: defaultdict[str, deque] = defaultdict(deque)
+    for name, shape in shapes:
+        found[name].append(shape)
     first = []
     for node in nodes:
         names = (node["name"],) if node["op"] == "null" else _output_names(node["name"])
@@ -50,7 +56,7 @@ def _shapes_of(symbol, nodes, input_shapes):
     return first
 
 
-def _output_names(name):
+def _output_names(name: str) -> tuple[str, str]:
     """Return what the first output of an operator's node may be called."""
     return f"{name}_output", f"{name}_output0"
 
@@ -58,48 +64,49 @@ def _output_names(name):
 class _Rebuilt:
     """The nodes of a new graph, to which those of an old one are added in their order."""
 
-    def __init__(self):
-        self.nodes = []
-        self.place = {}  # node of the old graph -> of the new one
-        self.moved = {}  # (node, output) of the old graph -> entry of the new one
+    def __init__(self) -> None:
+        self.nodes: list[dict[str, Any]] = []
+        self.place: dict[int, int] = {}  # node of the old graph -> of the new one
+        # (node, output) of the old graph -> entry of the new one
+        self.moved: dict[tuple[int, int], Entry] = {}
 
-    def entry(self, old):
+    def entry(self, old: Entry) -> Entry:
         """Return the entry (node, output, version) that stands for one of the old graph."""
         node, output, version = old
         return self.moved.get((node, output)) or [self.place[node], output, version]
 
-    def add(self, op, name, inputs, **attrs):
+    def add(self, op: str, name: str, inputs: list[Entry], attrs: Any = None) -> Entry:
         """Add a node; return the entry of its first output."""
         node = {"op": op, "name": name, "inputs": inputs}
         self.nodes.append(dict(node, attrs=attrs) if attrs else node)
         return [len(self.nodes) - 1, 0, 0]
 
-    def keep(self, index, node):
+    def keep(self, index: int, node: dict[str, Any]) -> None:
         """Add node ``index`` of the old graph as it is, its inputs being new ones already."""
         self.place[index] = len(self.nodes)
         self.nodes.append(node)
 
-    def normalise(self, index, node, target):
+    def normalise(self, index: int, node: dict[str, Any], target: str) -> None:
         """Add a BatchNorm between reshapes to and from ``target``."""
         name, data = node["name"], node["inputs"][0]
-        flat = self.add("Reshape", f"{name}_to-4d", [data], shape=target)
+        flat = self.add("Reshape", f"{name}_to-4d", [data], {"shape": target})
         self.nodes.append(dict(node, name=f"{name}_4d", inputs=[flat, *node["inputs"][1:]]))
         # Outputs 1 and 2 (mean and variance) have one dimension and stay those of the BatchNorm.
         self.place[index] = len(self.nodes) - 1
         self.moved[index, 0] = self.add("reshape_like", name, [[self.place[index], 0, 0], data])
 
-    def scale(self, index, node):
+    def scale(self, index: int, node: dict[str, Any]) -> None:
         """Add a product of a map and a factor per channel as a product of matrices."""
         name, (data, factor) = node["name"], node["inputs"]
         # (n, c, *spatial) x (n, c, 1, …): (n·c, L, 1) x (n·c, 1, 1) -> (n·c, L, 1)
         merge = "(-3, -1, 1)"
-        columns = self.add("Reshape", f"{name}_columns", [data], shape=merge)
-        factors = self.add("Reshape", f"{name}_factors", [factor], shape=merge)
+        columns = self.add("Reshape", f"{name}_columns", [data], {"shape": merge})
+        factors = self.add("Reshape", f"{name}_factors", [factor], {"shape": merge})
         product = self.add("batch_dot", f"{name}_product", [columns, factors])
         self.place[index] = self.add("reshape_like", name, [product, data])[0]
 
 
-def for_cpu_training(symbol, **input_shapes):
+def for_cpu_training(symbol: mx.sym.Symbol, input_shapes: Mapping[str, Shape]) -> mx.sym.Symbol:
     """Return an equal graph that feeds every BatchNorm a 4-D array and scales channels fast.
 
     A BatchNorm ``x`` on data that is not 4-D becomes Reshape ``x_to-4d``, BatchNorm ``x_4d`` and
@@ -110,9 +117,9 @@ def for_cpu_training(symbol, **input_shapes):
 
     Parameters
     ----------
-    symbol : mx.sym.Symbol
-    **input_shapes : tuple of int
-        Shapes of the inputs with the batch axis, such as ``data=(1, 3, 8, 224, 224)``. Only the
+    symbol
+    input_shapes
+        Of the inputs with the batch axis, such as ``{"data": (1, 3, 8, 224, 224)}``. Only the
         number of dimensions that follows from them matters: other sizes run as well.
 
     Raises
@@ -146,7 +153,7 @@ def for_cpu_training(symbol, **input_shapes):
     return mx.sym.load_json(json.dumps(rebuilt))
 
 
-def _scales_channels(node, shapes):
+def _scales_channels(node: dict[str, Any], shapes: Sequence[Shape]) -> bool:
     """Return whether a node of the old graph multiplies (n, c, *spatial) by (n, c, 1, …)."""
     if node["op"] != "broadcast_mul" or any(output for _, output, _ in node["inputs"]):
         return False
@@ -154,7 +161,7 @@ def _scales_channels(node, shapes):
     return len(data) > 2 and factor == data[:2] + (1,) * (len(data) - 2) and 0 not in factor
 
 
-def _wrap_target(node, shape):
+def _wrap_target(node: dict[str, Any], shape: Shape) -> Optional[str]:
     """Return the 4-D Reshape target for a BatchNorm node, or None when it can stay as it is."""
     if not shape:
         raise GraphError(

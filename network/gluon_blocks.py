@@ -31,6 +31,10 @@ GCNet                                     here
 (``channel_mul_conv`` likewise with ``mul``.)
 """
 
+import functools
+from collections.abc import Mapping
+from typing import Any, Callable, ClassVar, Optional
+
 from checkpoint.params import CheckpointError, compare, numpy_of, param_shapes
 from glore_common import UsageError
 from mxnet_compat import mx
@@ -55,49 +59,61 @@ _SIDE = 32
 
 
 class ContextUnit(mx.gluon.HybridBlock):
-    """A Gluon block around the graph of a unit; see its subclasses.
+    """A Gluon block around the graph of a unit; its subclasses say which builder makes it.
 
     Parameters
     ----------
-    build : callable
-        (data, num_in, name, ndim=) -> Symbol, (n, in_channels, *spatial) to the same.
-    in_channels : int
+    in_channels
         Channels of what it is given.
     ndim : {1, 2, 3}
-        Spatial rank.
+        Spatial rank: it computes (n, in_channels, *spatial) -> the same.
     prefix, params
         See :class:`mxnet.gluon.Block`; ``params`` shares parameters with a block of the same
         prefix.
+    **settings
+        Keywords of the builder, which refuses others.
     """
 
-    def __init__(self, build, in_channels, ndim, prefix=None, params=None):
+    builder: ClassVar[Callable[..., mx.sym.Symbol]]
+
+    def __init__(
+        self,
+        in_channels: int,
+        ndim: int = 2,
+        *,
+        prefix: Optional[str] = None,
+        params: Optional[mx.gluon.ParameterDict] = None,
+        **settings: Any,
+    ) -> None:
         super().__init__(prefix, params)
         if not self.prefix.endswith("_") or self.prefix == "_":
             raise UsageError(f"A unit's prefix must be a name and '_', not {self.prefix!r}.")
         # Within the name scope of a network around it, MXNet would prefix node names once more.
         with mx.name.NameManager():
             data = mx.sym.Variable("data", dtype="float32")
-            symbol = build(data, in_channels, self.prefix[:-1], ndim=ndim)
+            symbol = type(self).builder(
+                data, num_in=in_channels, name=self.prefix[:-1], ndim=ndim, **settings
+            )
         inputs = {"data": (1, in_channels) + (_SIDE,) * ndim}
         args, auxs = param_shapes(symbol, inputs)
         self._shapes = {**args, **auxs}
         self._guard = MemoryGuard(symbol)
         # A Gluon block may land on a CPU, where a BatchNorm on other than 4-D data does not train.
         # This form is right on GPUs too; what it costs there has not been measured.
-        graph = for_cpu_training(symbol, **inputs)
+        graph = for_cpu_training(symbol, inputs)
         self.graph = mx.gluon.SymbolBlock(graph, data, params=params)
         for name, shape in self._shapes.items():
             parameter = self.graph.params[name]
             parameter.shape = shape
             parameter.init = _INIT[initializer.rule_for(name)[1]]
 
-    def hybrid_forward(self, F, x):
+    def hybrid_forward(self, F: Any, x: Any) -> Any:
         """Compute (n, in_channels, *spatial) -> the same."""
         if F is mx.nd:
             self._guard(x)
         return self.graph(x)
 
-    def load_unit(self, params, name, ctx=None):
+    def load_unit(self, params: Mapping[str, Any], name: str, ctx: Any = None) -> None:
         """Take the parameters of one unit or block of a network of the table.
 
         Parameters
@@ -133,7 +149,7 @@ class ContextUnit(mx.gluon.HybridBlock):
                 parameter.initialize(ctx=ctx)
             parameter.set_data(mx.nd.array(numpy_of(value, key), dtype=parameter.dtype))
 
-    def unit_params(self, name):
+    def unit_params(self, name: str) -> dict[str, mx.nd.NDArray]:
         """Return the parameters under the names that a unit ``name`` has in our networks.
 
         Returns
@@ -148,83 +164,30 @@ class ContextUnit(mx.gluon.HybridBlock):
 
 
 class GloRe(ContextUnit):
-    """Global reasoning unit: see :func:`GloRe_Unit` for what the options mean.
+    """Global reasoning unit: see :func:`GloRe_Unit`.
 
     By default in the video flavour, which starts as the identity; the released flavour does not.
-
-    Parameters
-    ----------
-    in_channels : int
-    mid_channels : int, optional
-        A quarter of ``in_channels`` by default: that many nodes, twice as many states.
-    ndim, flavour, normalize, num_state, num_node, stride
-        See :func:`GloRe_Unit`.
     """
 
-    def __init__(
-        self,
-        in_channels,
-        mid_channels=None,
-        ndim=2,
-        flavour="video",
-        normalize=False,
-        num_state=None,
-        num_node=None,
-        stride=None,
-        prefix=None,
-        params=None,
-    ):
-        def build(data, num_in, name, ndim):
-            return GloRe_Unit(
-                data,
-                num_in,
-                num_in // 4 if mid_channels is None else mid_channels,
-                name,
-                ndim=ndim,
-                flavour=flavour,
-                normalize=normalize,
-                num_state=num_state,
-                num_node=num_node,
-                stride=stride,
-            )
-
-        super().__init__(build, in_channels, ndim, prefix, params)
+    builder = staticmethod(functools.partial(GloRe_Unit, flavour="video"))
 
 
 class GCBlock(ContextUnit):
     """Global context block: see :func:`GC_Block`."""
 
-    def __init__(
-        self,
-        in_channels,
-        ratio=1 / 16,
-        ndim=2,
-        pooling="att",
-        fusion=("add",),
-        prefix=None,
-        params=None,
-    ):
-        def build(data, num_in, name, ndim):
-            return GC_Block(data, num_in, name, ratio, ndim, pooling, fusion)
-
-        super().__init__(build, in_channels, ndim, prefix, params)
+    builder = staticmethod(GC_Block)
 
 
 class SNLBlock(ContextUnit):
     """Simplified Non-local block: see :func:`SNL_Block`."""
 
-    def __init__(self, in_channels, ndim=2, prefix=None, params=None):
-        super().__init__(SNL_Block, in_channels, ndim, prefix, params)
+    builder = staticmethod(SNL_Block)
 
 
 class SEBlock(ContextUnit):
     """Squeeze-and-excitation: see :func:`SE_Block`."""
 
-    def __init__(self, in_channels, ratio=1 / 16, ndim=2, prefix=None, params=None):
-        def build(data, num_in, name, ndim):
-            return SE_Block(data, num_in, name, ndim, ratio)
-
-        super().__init__(build, in_channels, ndim, prefix, params)
+    builder = staticmethod(SE_Block)
 
 
 class NonLocal(ContextUnit):
@@ -234,17 +197,4 @@ class NonLocal(ContextUnit):
     :func:`network.memory.check_memory` there.
     """
 
-    def __init__(
-        self,
-        in_channels,
-        mode="embedded_gaussian",
-        reduction=2,
-        sub_sample=False,
-        ndim=2,
-        prefix=None,
-        params=None,
-    ):
-        def build(data, num_in, name, ndim):
-            return NL_Block(data, num_in, name, mode, reduction, sub_sample, ndim)
-
-        super().__init__(build, in_channels, ndim, prefix, params)
+    builder = staticmethod(NL_Block)

@@ -12,18 +12,24 @@ import json
 import math
 import re
 from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping
 from typing import Any, Optional
 
 from checkpoint.params import CheckpointError, listing
+from mxnet_compat import mx
 
-from .builder import STAGES, resolve
-from .specs import CONTEXT_KINDS, ROWS, Context
+from .builder import ALL_ROWS, resolve
+from .placement import STAGES
+from .specs import Context, Spec
+from .symbol_context import CONTEXT_KINDS
+from .symbol_glore import FLAVOURS
 
 BLOCK = re.compile(r"(?:^|_)conv([2-5])_(x__|B)0*([1-9]\d*)_(.+)$")
 # m1, m2, m3 and w1 of a residual block; a, b, c and w of a dual path one.
 BRANCH = re.compile(r"(?:conv-([mw]\d)|c\dx\d-([abcw])(?:\(s/\d\))?)_*(bn|conv|weight)?_")
 ROLES = {"a": "m1", "b": "m2", "c": "m3", "w": "w1"}
 FED_BY = {"m2": "m1", "m3": "m2"}
+Shapes = dict[str, tuple[int, ...]]
 LEAVES = ("weight", "bias", "gamma", "beta", "moving_mean", "moving_var")
 
 
@@ -32,17 +38,17 @@ class UnknownNetwork(CheckpointError):
 
 
 @dataclasses.dataclass(frozen=True)
-class Inferred:
+class Identified:
     """A network found in a checkpoint.
 
     Attributes
     ----------
-    name : str
+    name
         Row of the table of networks.
-    num_classes : int
-    overrides : dict
+    num_classes
+    overrides
         What else ``get_symbol`` needs to build exactly this network.
-    found : dict
+    found
         What was read from names and shapes, for display.
     """
 
@@ -55,13 +61,13 @@ class Inferred:
 class _Votes:
     """Collects what parameters say about a figure."""
 
-    def __init__(self):
-        self.counts = defaultdict(Counter)
+    def __init__(self) -> None:
+        self.counts: defaultdict[Any, Counter] = defaultdict(Counter)
 
-    def add(self, key, value):
+    def add(self, key: Any, value: Any) -> None:
         self.counts[key][value] += 1
 
-    def get(self, key, default=None):
+    def get(self, key: Any, default: Any = None) -> Any:
         """Return what most say; of equals, what was said first."""
         counter = self.counts.get(key)
         return counter.most_common(1)[0][0] if counter else default
@@ -82,12 +88,12 @@ class _Survey:
     last_dense: Optional[str]
 
 
-def leaf(name):
+def leaf(name: str) -> Optional[str]:
     """Return the last part of a parameter's name (``weight``, ``moving_mean``, …) or None."""
     return next((end for end in LEAVES if name.endswith(end)), None)
 
 
-def _survey_unit(votes, stage, rest, shape):
+def _survey_unit(votes: _Votes, stage: int, rest: str, shape: tuple[int, ...]) -> None:
     """Count what a GloRe unit's convolution says about its sizes."""
     if not rest.endswith("weight"):
         return
@@ -97,7 +103,9 @@ def _survey_unit(votes, stage, rest, shape):
         votes.add(("num_node", stage), shape[0])
 
 
-def _survey_branch(votes, stage, block, role, name, shape):
+def _survey_branch(
+    votes: _Votes, stage: int, block: int, role: str, name: str, shape: tuple[int, ...]
+) -> None:
     """Count what a convolution or batch normalisation of a block says about widths."""
     if not name.endswith("weight"):
         # A batch normalisation stands before its convolution and has that one's input width.
@@ -115,7 +123,7 @@ def _survey_branch(votes, stage, block, role, name, shape):
         votes.add(("in", stage, block, role), shape[1])
 
 
-def _survey_context(votes, rest, name, shape):
+def _survey_context(votes: _Votes, rest: str, name: str, shape: tuple[int, ...]) -> Optional[str]:
     """Count what a context block's parameter says; return which kind of block it is, or None."""
     kind = rest.partition("_")[0]
     if not name.endswith("weight") or len(shape) < 2 or math.prod(shape[2:]) != 1:
@@ -133,10 +141,11 @@ def _survey_context(votes, rest, name, shape):
     return kind if kind in CONTEXT_KINDS else None
 
 
-def _survey(shapes):
+def _survey(shapes: Shapes) -> _Survey:
     votes = _Votes()
-    blocks, units = {}, defaultdict(set)
-    context = defaultdict(lambda: defaultdict(set))
+    blocks: dict[int, int] = {}
+    units: dict[int, set[int]] = defaultdict(set)
+    context: dict[str, dict[int, set[int]]] = defaultdict(lambda: defaultdict(set))
     is_dpn = legacy = tail = False
     unit_flavour = "released"
     last_dense = None
@@ -153,11 +162,9 @@ def _survey(shapes):
         branch = BRANCH.match(rest)
         if rest.startswith("extra"):
             units[stage].add(block)
-            # The batch normalisation at the end of a unit, which the released form has not.
-            if "blocker" in rest:
-                unit_flavour = "video"
-            elif re.search(r"_last_bn_", rest):
-                unit_flavour = "report"
+            for name_of_flavour, flavour in FLAVOURS.items():
+                if flavour.last_norm and f"_{flavour.last_norm}_bn_" in rest:
+                    unit_flavour = name_of_flavour
             _survey_unit(votes, stage, rest.partition("_")[2], shape)
         elif branch is not None:
             is_dpn = is_dpn or branch[2] is not None
@@ -176,13 +183,13 @@ def _survey(shapes):
     )
 
 
-def _dpn_widths(survey, stage):
+def _dpn_widths(survey: _Survey, stage: int) -> tuple[Optional[int], Optional[int]]:
     """Return (width, growth) of a dual path stage.
 
     Block b from the second on reads width + (b + 1) · growth channels; the last convolution makes
     width + growth.
     """
-    votes, growths = survey.votes, Counter()
+    votes, growths = survey.votes, Counter[int]()
     widths = [
         votes.get(("in", stage, block, "m1")) for block in range(2, survey.blocks.get(stage, 0) + 1)
     ]
@@ -196,10 +203,10 @@ def _dpn_widths(survey, stage):
     return last - growth, growth
 
 
-def _describe(survey):
+def _describe(survey: _Survey) -> dict[str, Any]:
     """Return the figures of a survey that rows have too, by the names of Spec's fields."""
     votes = survey.votes
-    found = {
+    found: dict[str, Any] = {
         "family": "dpn" if survey.is_dpn else "resnet",
         "ndim": votes.get("ndim"),
         "stem": votes.get("stem"),
@@ -238,11 +245,11 @@ def _describe(survey):
     return found
 
 
-def _row_figure(row, field):
+def _row_figure(row: Spec, field: str) -> Any:
     return row.stem.width if field == "stem" else getattr(row, field)
 
 
-def _differences(row, found):
+def _differences(row: Spec, found: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
     """Return {field: (found, the row's)} of what a row's bare network has otherwise."""
     return {
         field: (value, _row_figure(row, field))
@@ -251,16 +258,17 @@ def _differences(row, found):
     }
 
 
-def _figure(field, value):
+def _figure(field: str, value: Any) -> str:
     return f"{field} {value}"
 
 
-def _context_of(survey, kind, symbol):
+def _context_of(survey: _Survey, kind: str, symbol: Optional[mx.sym.Symbol]) -> Context:
     """Return the context blocks of one kind; what no shape tells is read from the graph."""
     positions = tuple(
         (stage, tuple(sorted(at))) for stage, at in sorted(survey.context[kind].items())
     )
-    context = Context(kind, survey.votes.get(("ratio", kind)), positions)
+    ratio = survey.votes.get(("ratio", kind))
+    context = Context(kind, {} if ratio is None else {"ratio": ratio}, positions)
     if symbol is None:
         return context
     nodes = json.loads(symbol.tojson())["nodes"]
@@ -268,57 +276,50 @@ def _context_of(survey, kind, symbol):
     sources = {nodes[entry[0]]["name"] for node in own for entry in node["inputs"]}
     behind = any(re.search(r"_(B|x__)\d+_sum$", name) for name in sources)
     context = context._replace(placement="after" if behind else "inside")
-    if kind != "nl":
-        return context
     names = "\n".join(f"{node['op']} {node['name']}" for node in own) + "\n"
-    if "_theta-score_conv\n" in names:
-        mode = "concatenation"
-    elif "_theta_conv\n" not in names:
-        mode = "gaussian"
-    else:
-        softmax = re.search(r"^softmax .*_attention$", names, re.MULTILINE)
-        mode = "embedded_gaussian" if softmax else "dot_product"
-    return context._replace(mode=mode, sub_sample="_g-pool\n" in names)
+    settings = {**context.settings, **CONTEXT_KINDS[kind].settings_of_graph(names)}
+    return context._replace(settings=settings)
 
 
-def _canonical(contexts, row):
+def _canonical(contexts: Iterable[Context], row: Spec) -> list[tuple]:
     """Return context blocks in a form in which equal ones are equal."""
     return sorted(
         (
             context.kind,
-            round(context.width or 0, 6),
             context.positions or row.every_block(STAGES),
             context.inside,
-            (context.mode, context.sub_sample) if context.kind == "nl" else (),
+            [
+                (name, round(value, 6) if isinstance(value, float) else value)
+                for name, value in sorted(context.all_settings().items())
+            ],
         )
         for context in contexts
     )
 
 
-def _structure(survey, row, symbol):
+def _structure(survey: _Survey, row: Spec, symbol: Optional[mx.sym.Symbol]) -> dict[str, Any]:
     """Return the overrides (and so the units, blocks and names) that ``row`` needs."""
-    overrides = {}
+    overrides: dict[str, Any] = {}
     glore = tuple((stage, tuple(sorted(at))) for stage, at in sorted(survey.units.items()))
     contexts = tuple(_context_of(survey, kind, symbol) for kind in sorted(survey.context))
     if _canonical(contexts, row) != _canonical(row.context, row):
         overrides["block"] = contexts or None
     if glore != row.glore:
         overrides["glore"] = dict(glore) or None
-    if glore and survey.unit_flavour != row.glore_flavour:
+    if glore and survey.unit_flavour != row.unit_settings()["flavour"]:
         overrides["glore_flavour"] = survey.unit_flavour
     if survey.is_dpn and survey.legacy_names:
         overrides["legacy_names"] = True
     return overrides
 
 
-def _unit_sizes(survey, row):
+def _unit_sizes(survey: _Survey, row: Spec) -> dict[str, int]:
     """Return the overrides num_state and num_node of the units, when they are not the defaults."""
     overrides = {}
-    # As GloRe_Unit has them, in quarters of the stage's width.
-    quarters = 4 if survey.unit_flavour == "report" else 2
-    for key, factor in (("num_state", quarters), ("num_node", 1)):
+    default_sizes = FLAVOURS[survey.unit_flavour].sizes
+    for index, key in enumerate(("num_state", "num_node")):
         sizes = {stage: survey.votes.get((key, stage)) for stage in sorted(survey.units)}
-        default = {stage: factor * (row.num_out[stage - 2] // 4) for stage in sizes}
+        default = {stage: default_sizes(row.num_out[stage - 2])[index] for stage in sizes}
         if sizes == default:
             continue
         if len(set(sizes.values())) != 1 or None in sizes.values():
@@ -331,15 +332,16 @@ def _unit_sizes(survey, row):
     return overrides
 
 
-def _number(text, default):
+def _number(text: Optional[str], default: float) -> float:
     """Return a number as graphs spell it, such as ``1e-05``, or the operator's default."""
     return default if text is None else float(text)
 
 
-def _constants(symbol, spec):
+def _constants(symbol: mx.sym.Symbol, spec: Spec) -> dict[str, Any]:
     """Return the overrides that bring a row to the constants of a checkpoint's graph."""
-    votes, normalize, overrides = _Votes(), False, {}
-    pooling = dropout = None
+    votes, overrides = _Votes(), dict[str, Any]()
+    normalize, dropout = False, 0.0
+    pooling: Optional[dict[str, str]] = None
     for node in json.loads(symbol.tojson())["nodes"]:
         attrs = node.get("attrs", {})
         if node["op"] == "BatchNorm":
@@ -357,9 +359,9 @@ def _constants(symbol, spec):
         overrides["bn_eps"] = votes.get("eps")
     if votes.get("momentum", spec.bn.momentum) != spec.bn.momentum:
         overrides["bn_momentum"] = votes.get("momentum")
-    if (dropout or 0.0) != spec.dropout:
-        overrides["dropout"] = dropout or 0.0
-    if normalize != spec.normalize and spec.glore:
+    if dropout != spec.dropout:
+        overrides["dropout"] = dropout
+    if normalize != spec.unit_settings()["normalize"] and spec.glore:
         overrides["normalize"] = normalize
     if pooling is not None and pooling.get("global_pool") not in ("True", "1", "true"):
         kernel = tuple(int(size) for size in re.findall(r"\d+", pooling.get("kernel", "")))
@@ -375,21 +377,25 @@ def _constants(symbol, spec):
     return overrides
 
 
-def infer_network(shapes, symbol=None, where="the checkpoint"):
+def identify_network(
+    shapes: Mapping[str, tuple[int, ...]],
+    symbol: Optional[mx.sym.Symbol] = None,
+    where: str = "the checkpoint",
+) -> Identified:
     """Find the row of the table, and the overrides, that build a checkpoint's network.
 
     Parameters
     ----------
-    shapes : dict
+    shapes
         Name of every parameter, auxiliary states among them, to its shape.
-    symbol : mx.sym.Symbol, optional
+    symbol
         The checkpoint's own graph, for what shapes do not tell.
-    where : str
+    where
         What messages call the checkpoint.
 
     Returns
     -------
-    Inferred
+    Identified
         ``get_symbol(name, num_classes, **overrides)`` then has exactly these parameters, but for
         single ones that contradict the rest.
 
@@ -407,7 +413,7 @@ def infer_network(shapes, symbol=None, where="the checkpoint"):
             f"{listing(list(shapes)[:4])}"
         )
     found = _describe(survey)
-    bare = [row for row in ROWS if not row.glore and not row.context]
+    bare = [row for row in ALL_ROWS if not row.glore and not row.context]
     nearest = min(bare, key=lambda row: len(_differences(row, found)))
     different = _differences(nearest, found)
     if not nearest.bottleneck:
@@ -421,7 +427,7 @@ def infer_network(shapes, symbol=None, where="the checkpoint"):
             f"{', '.join(_figure(field, theirs) for field, (_, theirs) in different.items())}"
         )
     # The row with the fewest overrides: a published one if the units sit where it has them.
-    rows = [row for row in ROWS if not _differences(row, found).keys() - {"num_mid"}]
+    rows = [row for row in ALL_ROWS if not _differences(row, found).keys() - {"num_mid"}]
     name, overrides = min(
         ((row.name, _structure(survey, row, symbol)) for row in rows), key=lambda pair: len(pair[1])
     )
@@ -434,10 +440,10 @@ def infer_network(shapes, symbol=None, where="the checkpoint"):
     found["GloRe units"] = {stage: tuple(sorted(at)) for stage, at in survey.units.items()}
     for kind, at in sorted(survey.context.items()):
         found[f"{kind} blocks"] = sum(map(len, at.values()))
-    return Inferred(name, _num_classes(shapes, survey, symbol), overrides, found)
+    return Identified(name, _num_classes(shapes, survey, symbol), overrides, found)
 
 
-def _num_classes(shapes, survey, symbol):
+def _num_classes(shapes: Shapes, survey: _Survey, symbol: Optional[mx.sym.Symbol]) -> int:
     """Return the width of the last dense layer, as most of weight, bias and graph say."""
     votes = _Votes()
     if survey.last_dense is not None:

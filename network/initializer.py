@@ -16,27 +16,36 @@ its value as ``function(shape, generator)``.
 import hashlib
 import logging
 import re
-from collections import namedtuple
+from collections.abc import Mapping, Sequence
+from typing import Any, Callable, NamedTuple, Optional
 
 import numpy as np
 
 from checkpoint.params import CheckpointError, compare, numpy_of, param_shapes
 from checkpoint.torch_names import to_mxnet_name
+from mxnet_compat import mx
+
+from .symbol_context import CONTEXT_KINDS
 
 LOGGER = logging.getLogger("glore")
 
+Shape = tuple[int, ...]
+Arrays = dict[str, np.ndarray]
+# (regular expression of names, function of shape and generator)
+Rule = tuple[str, Callable[..., np.ndarray]]
 
-def zeros(shape, generator=None):
+
+def zeros(shape: Shape, generator: Optional[np.random.Generator] = None) -> np.ndarray:
     """Return zeros; ``generator`` is not used."""
     return np.zeros(shape, "float32")
 
 
-def ones(shape, generator=None):
+def ones(shape: Shape, generator: Optional[np.random.Generator] = None) -> np.ndarray:
     """Return ones; ``generator`` is not used."""
     return np.ones(shape, "float32")
 
 
-def xavier_uniform(shape, generator, gain=1.0):
+def xavier_uniform(shape: Shape, generator: np.random.Generator, gain: float = 1.0) -> np.ndarray:
     """Return a weight drawn uniformly from ±gain·sqrt(6 / (fan in + fan out)).
 
     Parameters
@@ -60,18 +69,18 @@ def xavier_uniform(shape, generator, gain=1.0):
     return (value * np.float32(2 * bound) - np.float32(bound)).astype("float32")
 
 
-def he_normal(shape, generator):
+def he_normal(shape: Shape, generator: np.random.Generator) -> np.ndarray:
     """Return a normal weight (outputs, inputs, *kernel) of variance 2 / fan in."""
     deviation = np.sqrt(2.0 / np.prod(shape[1:]))
     return (generator.standard_normal(shape) * deviation).astype("float32")
 
 
-def small_normal(shape, generator):
+def small_normal(shape: Shape, generator: np.random.Generator) -> np.ndarray:
     """Return a normal weight of standard deviation 0.01."""
     return (generator.standard_normal(shape) * 0.01).astype("float32")
 
 
-DEFAULT_RULES = (
+DEFAULT_RULES: tuple[Rule, ...] = (
     (r"(^|_)blocker_bn_gamma$", zeros),
     (r"_((add|mul)(-2)?|out)_conv_weight$", zeros),
     (r"_mask_conv_weight$", he_normal),
@@ -84,7 +93,7 @@ DEFAULT_RULES = (
 )
 
 
-def identity_units(symbol):
+def identity_units(symbol: mx.sym.Symbol) -> tuple[Rule, ...]:
     """Return rules that also let units without a last BatchNorm start as the identity.
 
     The released 2D unit ends in a convolution that Xavier would fill; these rules, put before
@@ -101,13 +110,15 @@ def identity_units(symbol):
     return tuple(rules)
 
 
-def generator_for(seed, name):
+def generator_for(seed: int, name: str) -> np.random.Generator:
     """Return a generator whose numbers depend on ``seed`` and ``name`` alone."""
     digest = hashlib.sha256(name.encode()).digest()
     return np.random.default_rng([seed, *np.frombuffer(digest[:16], "<u4").tolist()])
 
 
-def initial_value(name, shape, seed=0, rules=DEFAULT_RULES):
+def initial_value(
+    name: str, shape: Shape, seed: int = 0, rules: Sequence[Rule] = DEFAULT_RULES
+) -> np.ndarray:
     """Return the initial value of a parameter: the first rule found in its name makes it.
 
     Parameters
@@ -133,7 +144,7 @@ def initial_value(name, shape, seed=0, rules=DEFAULT_RULES):
     return value
 
 
-def rule_for(name, rules=DEFAULT_RULES):
+def rule_for(name: str, rules: Sequence[Rule] = DEFAULT_RULES) -> Rule:
     """Return the first rule (regular expression, function) found in a parameter's name.
 
     Raises
@@ -149,7 +160,12 @@ def rule_for(name, rules=DEFAULT_RULES):
     )
 
 
-def initial_params(symbol, input_shapes, seed=0, rules=DEFAULT_RULES):
+def initial_params(
+    symbol: mx.sym.Symbol,
+    input_shapes: Mapping[str, Shape],
+    seed: int = 0,
+    rules: Sequence[Rule] = DEFAULT_RULES,
+) -> tuple[Arrays, Arrays]:
     """Return initial values of all parameters of a network.
 
     Parameters
@@ -165,31 +181,39 @@ def initial_params(symbol, input_shapes, seed=0, rules=DEFAULT_RULES):
     arg_params, aux_params : dict
         Name to float32 NumPy array.
     """
-    return tuple(
+    args, auxs = (
         {name: initial_value(name, shape, seed, rules) for name, shape in shapes.items()}
         for shapes in param_shapes(symbol, input_shapes)
     )
+    return args, auxs
 
 
 # Parameters of GloRe units and of context blocks in the backbones, which a 2D network may lack.
 UNITS = r"_extra_"
-CONTEXTS = r"_(gc|se|snl|nl)_"
-
-Inflation = namedtuple("Inflation", "arg_params aux_params inflated copied fresh")
-Inflation.__doc__ = """What :func:`inflate_2d` made: arrays by name, and the names by origin."""
+CONTEXTS = rf"_({'|'.join(CONTEXT_KINDS)})_"
 
 
-def inflate(kernel, shape):
+class Inflation(NamedTuple):
+    """What :func:`inflate_2d` made: arrays by name, and the names by origin."""
+
+    arg_params: Arrays
+    aux_params: Arrays
+    inflated: list[str]
+    copied: list[str]
+    fresh: list[str]
+
+
+def inflate(kernel: np.ndarray, shape: Shape) -> np.ndarray:
     """Return a 2D kernel (o, i, h, w) as a 3D one of ``shape`` (o, i, t, h, w): repeated / t."""
     return np.repeat(kernel[:, :, None] / np.float32(shape[2]), shape[2], axis=2)
 
 
-def is_inflatable(given, expected):
+def is_inflatable(given: Shape, expected: Shape) -> bool:
     """Return whether ``given`` is the shape of a 2D kernel of a 3D one of shape ``expected``."""
     return len(given) == 4 and len(expected) == 5 and tuple(given) == expected[:2] + expected[3:]
 
 
-def other_classifier(name, given, expected, classifier):
+def other_classifier(name: str, given: Shape, expected: Shape, classifier: str) -> bool:
     """Return whether the shapes of a parameter differ only in the classifier's class count."""
     return (
         name.startswith(f"{classifier}_")
@@ -200,16 +224,17 @@ def other_classifier(name, given, expected, classifier):
 
 
 def inflate_2d(
-    source_params,
-    symbol,
-    input_shapes,
-    allow_missing=(UNITS, CONTEXTS),
-    allow_extra=(),
-    classifier="classifier",
-    seed=0,
-    rules=DEFAULT_RULES,
-    where="the 2D parameters",
-):
+    source_params: Mapping[str, Any],
+    symbol: mx.sym.Symbol,
+    input_shapes: Mapping[str, Shape],
+    *,
+    allow_missing: Sequence[str] = (UNITS, CONTEXTS),
+    allow_extra: Sequence[str] = (),
+    classifier: str = "classifier",
+    seed: int = 0,
+    rules: Sequence[Rule] = DEFAULT_RULES,
+    where: str = "the 2D parameters",
+) -> Inflation:
     """Make parameters of a 3D network from those of its 2D counterpart.
 
     Every name must be in the source, and every name of the source in the network; what may be

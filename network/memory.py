@@ -7,14 +7,15 @@ grows with the square of the positions, and on a clip's early maps it alone can 
 
 import math
 import os
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple, Optional
 
 import numpy as np
 
 from glore_common import GloReError
 from mxnet_compat import mx
 
-from .shapes import input_shapes, operations
+from .shapes import Node, Shape, input_shapes, operations
 from .symbol_context import AFFINITY
 
 # Operations that give their input another shape and share its memory.
@@ -48,18 +49,18 @@ class Scores(NamedTuple):
     """
 
     name: str
-    shape: tuple
+    shape: Shape
     kept: int
     passing: int
     inference: int
 
 
-def activation_bytes(symbol, inputs, itemsize=4):
+def activation_bytes(symbol: mx.sym.Symbol, inputs: Any, itemsize: int = 4) -> Activations:
     """Return the :class:`Activations` of a graph.
 
     Parameters
     ----------
-    symbol : Symbol
+    symbol
     inputs : InputConf, or mapping of str to tuple of int
         Input shapes; a mapping includes the batch axis, an InputConf stands for one sample.
     itemsize : int
@@ -72,26 +73,27 @@ def activation_bytes(symbol, inputs, itemsize=4):
     """
     nodes = operations(symbol, inputs)
     # A view is another name of what it views.
-    owner = {}
+    owner: dict[str, Optional[str]] = {}
     for node in nodes:
         owner[node.name] = owner.get(node.inputs[0]) if node.op in VIEWS else node.name
     size = {node.name: itemsize * math.prod(node.shape) for node in nodes if node.op not in VIEWS}
-    last = {}
+    last: dict[str, int] = {}
     for step, node in enumerate(nodes):
         for source in node.inputs:
-            if owner.get(source) is not None:
-                last[owner[source]] = step
+            origin = owner.get(source)
+            if origin is not None:
+                last[origin] = step
     alive = peak = 0
     for step, node in enumerate(nodes):
         alive += size.get(node.name, 0)
         peak = max(peak, alive)
-        done = {owner.get(source) for source in node.inputs} - {None}
-        alive -= sum(size[name] for name in done if last[name] == step)
+        done = {owner.get(source) for source in node.inputs}
+        alive -= sum(size[name] for name in done if name is not None and last[name] == step)
     scores = sum(found.kept for found in non_local_scores(nodes, itemsize))
     return Activations(sum(size.values()), peak, scores)
 
 
-def non_local_scores(nodes, itemsize=4):
+def non_local_scores(nodes: Sequence[Node], itemsize: int = 4) -> list[Scores]:
     """Return the :class:`Scores` of every Non-local block among the operations of a graph."""
     by_name = {node.name: node for node in nodes}
     found = []
@@ -114,7 +116,7 @@ def non_local_scores(nodes, itemsize=4):
     return found
 
 
-def _read_number(path):
+def _read_number(path: str) -> Optional[int]:
     try:
         with open(path) as stream:
             return int(stream.read())
@@ -122,7 +124,7 @@ def _read_number(path):
         return None
 
 
-def available_memory(ctx=None):
+def available_memory(ctx: Optional[mx.Context] = None) -> Optional[int]:
     """Return the free memory of a device in bytes, or None where the system does not tell.
 
     On a CPU: what Linux calls available, or less where the process group (cgroup) has a limit.
@@ -139,20 +141,29 @@ def available_memory(ctx=None):
     with open("/proc/meminfo") as stream:
         fields = dict(line.split(":") for line in stream)
     free = 1024 * int(fields["MemAvailable"].split()[0])
-    for limit, used in (
+    for limit_file, used_file in (
         ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
         (
             "/sys/fs/cgroup/memory/memory.limit_in_bytes",
             "/sys/fs/cgroup/memory/memory.usage_in_bytes",
         ),
     ):
-        limit, used = _read_number(limit), _read_number(used)
+        limit, used = _read_number(limit_file), _read_number(used_file)
         if limit is not None and used is not None:
             free = min(free, max(0, limit - used))
     return free
 
 
-def check_memory(symbol, inputs, batch_size=1, limit=None, training=True, itemsize=4, ctx=None):
+def check_memory(
+    symbol: mx.sym.Symbol,
+    inputs: Any,
+    batch_size: int = 1,
+    *,
+    limit: Optional[int] = None,
+    training: bool = True,
+    itemsize: int = 4,
+    ctx: Optional[mx.Context] = None,
+) -> int:
     """Raise an error when the Non-local blocks of a network cannot fit into memory.
 
     Counted are their scores alone, the least that a pass over the network needs: what passes here
@@ -206,8 +217,8 @@ def check_memory(symbol, inputs, batch_size=1, limit=None, training=True, itemsi
     advice = "a smaller batch or input, fewer Non-local blocks or later stages"
     if positions == others:
         advice = (
-            "sub_sample (nl_sub_sample=True), which divides this by about 4 on images and clips, "
-            + advice
+            "sub_sample (block='nl:sub_sample=true'), which divides this by about 4 on images and "
+            f"clips, {advice}"
         )
     raise MemoryProblem(
         f"{len(blocks)} Non-local block{'s' * (len(blocks) > 1)} need at least "
@@ -227,11 +238,11 @@ class MemoryGuard:
         Its input is ``data``.
     """
 
-    def __init__(self, symbol):
+    def __init__(self, symbol: mx.sym.Symbol) -> None:
         self._symbol = symbol
-        self._known = set()
+        self._known: set[tuple] = set()
 
-    def __call__(self, x):
+    def __call__(self, x: mx.nd.NDArray) -> None:
         """Check the NDArray ``x``, to be computed now, with or without a gradient.
 
         Raises

@@ -37,7 +37,7 @@ class ArchitectureOptions(Options):
         "form of the GloRe units: video starts as the identity; released is that of the ImageNet "
         "networks; report is a public reproduction's, which trains worse than no unit (default: "
         "the network's own)",
-        choices=FLAVOURS,
+        choices=tuple(FLAVOURS),
     )
     dropout: Optional[float] = option(
         None,
@@ -47,9 +47,9 @@ class ArchitectureOptions(Options):
 
     def overrides(self) -> dict[str, Any]:
         """Return the keywords for ``get_symbol`` that are asked for."""
-        names = ("glore", "block", "num_node", "num_state", "normalize", "glore_flavour", "dropout")
-        given = ((name, getattr(self, name)) for name in names)
-        return {name: value for name, value in given if value is not None}
+        names = (field.name for field in dataclasses.fields(ArchitectureOptions))
+        given = {name: getattr(self, name) for name in names if name != "network"}
+        return {name: value for name, value in given.items() if value is not None}
 
 
 @dataclasses.dataclass

@@ -1,17 +1,21 @@
 """Shapes of every value of a graph, and its nodes with them."""
 
 import json
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
+from checkpoint.params import infer_shapes
 from glore_common import UsageError
 from mxnet_compat import mx
 
+Shape = tuple[int, ...]
 
-def input_shapes(inputs):
+
+def input_shapes(inputs: Any) -> dict[str, Shape]:
     """Return the input shapes that an InputConf (one sample) or a mapping stands for."""
     if hasattr(inputs, "data_shape"):
         return {"data": (1, *inputs.data_shape)}
-    if hasattr(inputs, "items"):
+    if isinstance(inputs, Mapping):
         return {name: tuple(shape) for name, shape in inputs.items()}
     raise UsageError(
         "Shapes are given as an InputConf or as a mapping from input name to shape with the batch "
@@ -19,19 +23,19 @@ def input_shapes(inputs):
     )
 
 
-def infer(symbol, inputs):
-    """Infer the shape of every value of a graph.
+def value_shapes(symbol: mx.sym.Symbol, inputs: Any) -> dict[str, Shape]:
+    """Return the shape of every value of a graph.
 
     Parameters
     ----------
-    symbol : Symbol
+    symbol
         Any graph.
     inputs : InputConf, or mapping of str to tuple of int
         Input shapes; a mapping includes the batch axis, an InputConf stands for one sample.
 
     Returns
     -------
-    dict of str to tuple of int
+    dict
         Shapes by output name (``{node}_output``) or variable name.
 
     Raises
@@ -39,20 +43,14 @@ def infer(symbol, inputs):
     UsageError
         When the shapes do not fit the graph or do not determine all of it.
     """
-    shapes = input_shapes(inputs)
-    unknown = sorted(set(shapes) - set(symbol.list_inputs()))
+    shapes = dict(infer_shapes(symbol, input_shapes(inputs)))
+    unknown = [name for name, shape in shapes.items() if not shape or 0 in shape]
     if unknown:
-        raise UsageError(f"The graph has no input named {', '.join(unknown)}.")
-    internals = symbol.get_internals()
-    try:
-        _, outputs, _ = internals.infer_shape_partial(**shapes)
-    except mx.MXNetError as error:
-        reason = str(error).strip().splitlines()[-1]
-        raise UsageError(f"The input shapes {shapes} do not fit the graph: {reason}") from error
-    # An unknown shape is () or holds zeros.
-    if outputs is None or not all(shape and 0 not in shape for shape in outputs):
-        raise UsageError(f"The input shapes {shapes} do not determine the shapes of the graph.")
-    return dict(zip(internals.list_outputs(), outputs))
+        raise UsageError(
+            f"the shape of {unknown[0]} does not follow from {input_shapes(inputs)}; give the "
+            "shape of every input of the network"
+        )
+    return shapes
 
 
 class Node(NamedTuple):
@@ -60,46 +58,37 @@ class Node(NamedTuple):
 
     Attributes
     ----------
-    name, op : str
-    attrs : dict of str to str
-    inputs : tuple of str
+    name, op
+    attrs
+    inputs
         Names of the nodes and variables that it reads.
-    shapes : tuple of tuple of int
+    shapes
         Shapes of what it reads.
-    shape : tuple of int
+    shape
         Shape of what it computes (of the first output, where it has more).
     """
 
     name: str
     op: str
-    attrs: dict
-    inputs: tuple
-    shapes: tuple
-    shape: tuple
+    attrs: dict[str, str]
+    inputs: tuple[str, ...]
+    shapes: tuple[Shape, ...]
+    shape: Shape
 
 
-def operations(symbol, inputs):
+def operations(symbol: mx.sym.Symbol, inputs: Any) -> list[Node]:
     """Return the operations of a graph in the order in which they run.
 
     Parameters
     ----------
-    symbol : Symbol
+    symbol
     inputs : InputConf, or mapping of str to tuple of int
-        See :func:`infer`.
-
-    Returns
-    -------
-    list of Node
-
-    Raises
-    ------
-    UsageError
-        As :func:`infer`.
+        See :func:`value_shapes`, which also says what is raised.
     """
-    shapes = infer(symbol, inputs)
+    shapes = value_shapes(symbol, inputs)
     nodes = json.loads(symbol.tojson())["nodes"]
 
-    def shape_of(index):
+    def shape_of(index: int) -> Shape:
         name = nodes[index]["name"]
         if nodes[index]["op"] == "null":
             return shapes[name]

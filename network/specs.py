@@ -35,11 +35,17 @@ ones.
 """
 
 import dataclasses
-from typing import NamedTuple, Optional
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple, Optional
 
 from checkpoint.released import RELEASED
 
 from .symbol_basic import BNConf
+from .symbol_context import CONTEXT_KINDS
+from .symbol_glore import UNIT_SETTINGS
+
+# {stage: residual blocks} as pairs.
+Positions = tuple[tuple[int, tuple[int, ...]], ...]
 
 # RGB on the scale 0..1; the released networks were trained on (pixel - mean) * 0.0167.
 MEAN = (124 / 255, 117 / 255, 104 / 255)
@@ -61,28 +67,7 @@ class Stem(NamedTuple):
     pool_stride: tuple[int, ...]
 
 
-class ContextKind(NamedTuple):
-    """What a kind of context block is built with where nothing else is said.
-
-    ``ratio`` is the width of its hidden layer as a share of its channels (None: it has none);
-    ``placement`` where in a residual block it sits; ``stages`` the stages all of whose blocks have
-    one (None: a single one, after the last block but one of conv4).
-    """
-
-    ratio: Optional[float]
-    placement: str
-    stages: Optional[tuple[int, ...]]
-
-
 PLACEMENTS = ("inside", "after")
-# Ratios and stages of SE are those of Hu et al. 2018, of GC and of the single block GCNet's (Cao
-# et al. 2019); half the channels in a Non-local block is Wang et al. 2018.
-CONTEXT_KINDS = {
-    "gc": ContextKind(1 / 16, "inside", (3, 4, 5)),
-    "se": ContextKind(1 / 16, "inside", (2, 3, 4, 5)),
-    "snl": ContextKind(None, "after", None),
-    "nl": ContextKind(1 / 2, "after", None),
-}
 
 
 class Context(NamedTuple):
@@ -90,40 +75,34 @@ class Context(NamedTuple):
 
     Attributes
     ----------
-    kind : str
+    kind
         One of ``CONTEXT_KINDS``, which has the defaults.
-    ratio : float, optional
-        Width of the block's hidden layer as a share of its channels.
-    positions : tuple of (stage, (block, …)), optional
+    settings
+        What its builder is given otherwise than the kind's defaults: ``{"ratio": 1 / 4}``.
+    positions
         Which residual blocks, 1-based. In a row None means every block; given to ``get_symbol``,
         None means the kind's default.
     placement : {'inside', 'after'}, optional
         After the last convolution, before the shortcut sum; or after the residual block.
-    mode : str
-        Non-local: see :func:`NL_Block`.
-    sub_sample : bool
-        Non-local: gather from pooled positions.
     """
 
     kind: str
-    ratio: Optional[float] = None
-    positions: Optional[tuple[tuple[int, tuple[int, ...]], ...]] = None
+    settings: Mapping[str, Any] = {}
+    positions: Optional[Positions] = None
     placement: Optional[str] = None
-    mode: str = "embedded_gaussian"
-    sub_sample: bool = False
+
+    def all_settings(self) -> dict[str, Any]:
+        """Return the settings, the kind's defaults among them."""
+        defaults = {name: row.default for name, row in CONTEXT_KINDS[self.kind].settings.items()}
+        return {**defaults, **self.settings}
 
     @property
-    def width(self):
-        """Width of the hidden layer as a share of the channels."""
-        return CONTEXT_KINDS[self.kind].ratio if self.ratio is None else self.ratio
-
-    @property
-    def inside(self):
+    def inside(self) -> bool:
         """Whether the block sits before the shortcut sum."""
         return (self.placement or CONTEXT_KINDS[self.kind].placement) == "inside"
 
-    def applies_to(self, stage, block):
-        """Tell whether the block sits in residual block ``block`` of conv``stage``."""
+    def applies_to(self, stage: int, block: int) -> bool:
+        """Tell whether it sits in (or behind) residual block ``block`` of conv``stage``."""
         return self.positions is None or block in dict(self.positions).get(stage, ())
 
 
@@ -161,8 +140,8 @@ class Spec:
         Where units sit when a stage is asked for as many as given here.
     context : tuple of Context
         Context blocks in or behind the residual blocks.
-    glore_flavour, normalize, num_node, num_state
-        Options of :func:`GloRe_Unit`.
+    unit : mapping of str to value
+        What every GloRe unit is built with otherwise than ``UNIT_SETTINGS`` says.
     dropout : float
         Probability, before the classifier.
     bn : BNConf
@@ -193,13 +172,10 @@ class Spec:
     groups: int = 1
     temporal: tuple[tuple[int, ...], ...] = ()
     growth: tuple[int, ...] = ()
-    glore: tuple[tuple[int, tuple[int, ...]], ...] = ()
-    unit_defaults: tuple[tuple[int, tuple[int, ...]], ...] = ()
+    glore: Positions = ()
+    unit_defaults: Positions = ()
     context: tuple[Context, ...] = ()
-    glore_flavour: str = "released"
-    normalize: bool = False
-    num_node: Optional[int] = None
-    num_state: Optional[int] = None
+    unit: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     dropout: float = 0.0
     bn: BNConf = BNConf()
     fixed_pool: bool = False
@@ -210,11 +186,11 @@ class Spec:
     aliases: tuple[str, ...] = ()
 
     @property
-    def ndim(self):
+    def ndim(self) -> int:
         """Spatial rank of the maps: 2, or 3 with time."""
         return len(self.data_shape) - 1
 
-    def total_stride(self):
+    def total_stride(self) -> tuple[int, ...]:
         """Return, per axis of the input, the product of all strides."""
         steps = [self.stem.stride, self.stem.pool_stride, *self.strides]
         total = [1] * self.ndim
@@ -222,17 +198,17 @@ class Spec:
             total = [value * factor for value, factor in zip(total, step)]
         return tuple(total)
 
-    def final_map(self, size):
+    def final_map(self, size: tuple[int, ...]) -> tuple[int, ...]:
         """Return the size of the last map for an input of ``size`` (each stride rounds up)."""
         for step in (self.stem.stride, self.stem.pool_stride, *self.strides):
             size = tuple(-(-value // factor) for value, factor in zip(size, step))
         return size
 
-    def units_of(self, stage):
+    def units_of(self, stage: int) -> tuple[int, ...]:
         """Return after which blocks of conv``stage`` a GloRe unit sits."""
         return dict(self.glore).get(stage, ())
 
-    def contexts_of(self, stage, block, inside):
+    def contexts_of(self, stage: int, block: int, inside: bool) -> tuple[Context, ...]:
         """Return the context blocks in (``inside``) or behind block ``block`` of conv``stage``."""
         return tuple(
             context
@@ -240,18 +216,18 @@ class Spec:
             if context.inside == inside and context.applies_to(stage, block)
         )
 
-    def every_block(self, stages):
+    def every_block(self, stages: Iterable[int]) -> Positions:
         """Return the positions of all blocks of these stages."""
         return tuple((stage, tuple(range(1, self.blocks[stage - 2] + 1))) for stage in stages)
 
-    def default_context_positions(self, kind):
+    def default_context_positions(self, kind: str) -> Positions:
         """Return where blocks of a kind of ``CONTEXT_KINDS`` sit when nothing is said."""
         stages = CONTEXT_KINDS[kind].stages
         if stages is None:
             return ((4, (max(1, self.blocks[2] - 1),)),)
         return self.every_block(stages)
 
-    def default_units(self):
+    def default_units(self) -> Positions:
         """Return where GloRe units sit when nothing is said: two in conv3, three in conv4.
 
         As published where a row says so; at most one in two blocks elsewhere.
@@ -266,7 +242,7 @@ class Spec:
             for stage, count in counts.items()
         )
 
-    def default_positions(self, stage, count):
+    def default_positions(self, stage: int, count: int) -> tuple[int, ...]:
         """Return where ``count`` units sit in conv``stage``: as published, else spread evenly."""
         published = dict(self.unit_defaults).get(stage, ())
         if count == len(published):
@@ -274,18 +250,17 @@ class Spec:
         num_blocks = self.blocks[stage - 2]
         return tuple(-(-num_blocks * index // (count + 1)) for index in range(1, count + 1))
 
-    def unit_arguments(self):
-        """Return the options that every GloRe unit of the network is built with."""
-        return {
-            "ndim": self.ndim,
-            "flavour": self.glore_flavour,
-            "normalize": self.normalize,
-            "num_state": self.num_state,
-            "num_node": self.num_node,
-            "bn": self.bn,
-        }
+    def unit_settings(self) -> dict[str, Any]:
+        """Return the settings of the network's GloRe units, the defaults among them."""
+        return {**{name: row.default for name, row in UNIT_SETTINGS.items()}, **self.unit}
 
-    def with_units(self, name, counts, aliases=()):
+    def unit_arguments(self) -> dict[str, Any]:
+        """Return what every GloRe unit of the network is built with."""
+        return {"ndim": self.ndim, "bn": self.bn, **self.unit_settings()}
+
+    def with_units(
+        self, name: str, counts: tuple[int, int], aliases: tuple[str, ...] = ()
+    ) -> "Spec":
         """Return a row of another name with (units in conv3, units in conv4) placed by default."""
         glore = tuple(
             (stage, self.default_positions(stage, count))
@@ -294,7 +269,7 @@ class Spec:
         )
         return dataclasses.replace(self, name=name, glore=glore, aliases=aliases)
 
-    def with_context(self, name, *contexts):
+    def with_context(self, name: str, *contexts: Context) -> "Spec":
         """Return a row of another name with these context blocks."""
         return dataclasses.replace(self, name=name, context=contexts, aliases=())
 
@@ -304,19 +279,21 @@ UNITS_R50 = ((3, (1, 3)), (4, (1, 3, 5)))
 UNITS_R101 = ((3, (1, 3)), (4, (6, 12, 18)))
 UNITS_R200 = ((3, (12, 18)), (4, (16, 24, 32)))
 
-IMAGE = {
+IMAGE: dict[str, Any] = {
     "strides": ((1, 1), (2, 2), (2, 2), (2, 2)),
     "data_shape": (3, 224, 224),
     "num_classes": 1000,
 }
 
 
-def _image_stem(width):
+def _image_stem(width: int) -> Stem:
     return Stem(width, (7, 7), (2, 2), (3, 3), (2, 2))
 
 
-def _resnet(name, blocks, unit_defaults, **fields):
-    row = {
+def _resnet(
+    name: str, blocks: tuple[int, int, int, int], unit_defaults: Positions, **fields: Any
+) -> Spec:
+    row: dict[str, Any] = {
         "num_mid": (64, 128, 256, 512),
         "num_out": BOTTLENECK_OUT,
         "stem": _image_stem(64),
@@ -326,12 +303,12 @@ def _resnet(name, blocks, unit_defaults, **fields):
     return Spec(name=name, blocks=blocks, unit_defaults=unit_defaults, **row)
 
 
-BASIC = {"bottleneck": False, "num_out": (64, 128, 256, 512)}
+BASIC: dict[str, Any] = {"bottleneck": False, "num_out": (64, 128, 256, 512)}
 
 RESNET18 = _resnet("resnet18", (2, 2, 2, 2), ((3, (1,)), (4, (1,))), **BASIC)
 RESNET34 = _resnet("resnet34", (3, 4, 6, 3), UNITS_R50, **BASIC)
 RESNET50 = _resnet("resnet50", (3, 4, 6, 3), UNITS_R50)
-SE_RESNET50 = RESNET50.with_context("resnet50_w-se", Context("se", 1 / 16))
+SE_RESNET50 = RESNET50.with_context("resnet50_w-se", Context("se", {"ratio": 1 / 16}))
 RESNET101 = _resnet("resnet101", (3, 4, 23, 3), UNITS_R101)
 RESNET152 = _resnet("resnet152", (3, 8, 36, 3), ((4, (16, 24, 32)),))
 RESNET200 = _resnet("resnet200", (3, 24, 36, 3), UNITS_R200)
@@ -341,7 +318,7 @@ RESNEXT101 = _resnet(
 
 # The original, post-activation networks (He et al., CVPR 2016), layer for layer those of gluoncv's
 # model zoo, whose weights fit (checkpoint/gluoncv_names.py). The constants are theirs.
-POST_ACTIVATION = {
+POST_ACTIVATION: dict[str, Any] = {
     "post_activation": True,
     "bn": BNConf(1e-5, 0.9),
     "mean": (0.485, 0.456, 0.406),
@@ -349,17 +326,17 @@ POST_ACTIVATION = {
 }
 RESNET18_V1 = dataclasses.replace(RESNET18, name="resnet18_v1", **POST_ACTIVATION)
 RESNET34_V1 = dataclasses.replace(RESNET34, name="resnet34_v1", **POST_ACTIVATION)
-# For docs/res4-stability.md, tests and quick trials; no published network.
-RESNET18_V1_SLIM = dataclasses.replace(
-    RESNET18_V1,
-    name="resnet18_v1_slim",
-    num_mid=(16, 32, 64, 128),
-    num_out=(16, 32, 64, 128),
-    stem=_image_stem(16),
-)
 
 
-def _dpn(name, stem_width, mid, groups, blocks, growth, unit_defaults):
+def _dpn(
+    name: str,
+    stem_width: int,
+    mid: int,
+    groups: int,
+    blocks: tuple[int, int, int, int],
+    growth: tuple[int, ...],
+    unit_defaults: Positions,
+) -> Spec:
     return Spec(
         name=name,
         family="dpn",
@@ -379,16 +356,16 @@ DPN98 = _dpn("dpn98", 96, 160, 40, (3, 6, 20, 3), (16, 32, 32, 128), ())
 DPN131 = _dpn("dpn131", 128, 160, 40, (4, 8, 28, 3), (16, 32, 32, 128), ((3, (4, 7)),))
 
 
-def _odd(count):
+def _odd(count: int) -> tuple[int, ...]:
     """Reach over time of a stage whose odd blocks see three frames: 3, 1, 3, …"""
     return tuple(3 if block % 2 else 1 for block in range(1, count + 1))
 
 
-def _video_stem(width):
+def _video_stem(width: int) -> Stem:
     return Stem(width, (3, 5, 5), (1, 2, 2), (1, 3, 3), (1, 2, 2))
 
 
-def _resnet_3d(name, blocks, unit_defaults):
+def _resnet_3d(name: str, blocks: tuple[int, int, int, int], unit_defaults: Positions) -> Spec:
     return Spec(
         name=name,
         blocks=blocks,
@@ -400,7 +377,7 @@ def _resnet_3d(name, blocks, unit_defaults):
         data_shape=(3, 8, 224, 224),
         num_classes=400,
         unit_defaults=unit_defaults,
-        glore_flavour="video",
+        unit={"flavour": "video"},
         dropout=0.5,
         bn=VIDEO_BN,
     )
@@ -427,21 +404,27 @@ SINGLE = ((4, (5,)),)
 FIVE = ((3, (2, 4)), (4, (2, 4, 6)))
 
 
-def _context_rows():
+def _context_rows() -> tuple[Spec, ...]:
     """Rows of the context blocks' papers; where blocks sit is explained at the head of the file."""
     stages = (3, 4, 5)
     every = RESNET50.every_block(stages)
     return (
-        RESNET50.with_context("resnet50_w-nl_0-1", Context("nl", 1 / 2, SINGLE)),
-        RESNET50.with_context("resnet50_w-nl_0-3", Context("nl", 1 / 2, ((4, (1, 3, 5)),))),
-        RESNET50.with_context("resnet50_w-snl_0-1", Context("snl", None, SINGLE)),
-        RESNET50.with_context("resnet50_w-gc_0-1", Context("gc", 1 / 16, SINGLE, "after")),
-        RESNET50.with_context("resnet50_w-gc", Context("gc", 1 / 16, every)),
+        RESNET50.with_context("resnet50_w-nl_0-1", Context("nl", {"ratio": 1 / 2}, SINGLE)),
+        RESNET50.with_context(
+            "resnet50_w-nl_0-3", Context("nl", {"ratio": 1 / 2}, ((4, (1, 3, 5)),))
+        ),
+        RESNET50.with_context("resnet50_w-snl_0-1", Context("snl", {}, SINGLE)),
+        RESNET50.with_context(
+            "resnet50_w-gc_0-1", Context("gc", {"ratio": 1 / 16}, SINGLE, "after")
+        ),
+        RESNET50.with_context("resnet50_w-gc", Context("gc", {"ratio": 1 / 16}, every)),
         SLOWONLY,
-        SLOWONLY.with_context("RESNET50_SLOWONLY_NL5", Context("nl", 1 / 2, FIVE)),
-        SLOWONLY.with_context("RESNET50_SLOWONLY_SNL5", Context("snl", None, FIVE)),
-        SLOWONLY.with_context("RESNET50_SLOWONLY_GC5", Context("gc", 1 / 4, FIVE, "after")),
-        SLOWONLY.with_context("RESNET50_SLOWONLY_GC", Context("gc", 1 / 4, every)),
+        SLOWONLY.with_context("RESNET50_SLOWONLY_NL5", Context("nl", {"ratio": 1 / 2}, FIVE)),
+        SLOWONLY.with_context("RESNET50_SLOWONLY_SNL5", Context("snl", {}, FIVE)),
+        SLOWONLY.with_context(
+            "RESNET50_SLOWONLY_GC5", Context("gc", {"ratio": 1 / 4}, FIVE, "after")
+        ),
+        SLOWONLY.with_context("RESNET50_SLOWONLY_GC", Context("gc", {"ratio": 1 / 4}, every)),
     )
 
 
@@ -475,7 +458,6 @@ ROWS = (
     RESNET34.with_units("resnet34_w-glore_2-3", (2, 3)),
     RESNET18_V1,
     RESNET34_V1,
-    RESNET18_V1_SLIM,
     RESNET50,
     RESNET50.with_units("resnet50_w-glore_0-3", (0, 3)),
     RESNET50.with_units("resnet50_w-glore_2-3", (2, 3)),

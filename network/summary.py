@@ -4,24 +4,33 @@
 
     python -m network.summary                              # all networks, a table in Markdown
     python -m network.summary resnet50_w-gc                # one network, layer by layer
-    python -m network.summary resnet50 --input 3,320,320 --block gc --block-ratio 1/4
+    python -m network.summary resnet50 --input 3,320,320 --block gc:ratio=1/4
     python -m network.summary --compare resnet50 resnet50_w-gc resnet50+nl@4:5
-
+    python -m network.summary TINY_GLORE --graph net.svg   # a picture (.dot: Graphviz's text)
 """
 
 import argparse
 import dataclasses
 import math
+import os
 import re
+import shutil
+import subprocess
 import sys
 from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from typing import Any, Optional
 
-from glore_common import UsageError, run_main, write_text
+from checkpoint.params import is_label
+from glore_common import GloReError, UsageError, atomic_path, run_main, write_text
+from mxnet_compat import mx
 
 from .builder import InputConf, get_spec, get_symbol, list_networks
 from .memory import activation_bytes
-from .shapes import infer, input_shapes, operations
-from .specs import CONTEXT_KINDS, PUBLISHED_TOP1
+from .options import ArchitectureOptions
+from .shapes import Node, input_shapes, operations, value_shapes
+from .specs import PUBLISHED_TOP1, Positions, Spec
+from .symbol_context import CONTEXT_KINDS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,21 +53,21 @@ class Count:
     macs_of: dict[str, int]
 
     @property
-    def params_with_stats(self):
+    def params_with_stats(self) -> int:
         """Learnt parameters and running statistics: what a checkpoint holds."""
         return self.params + self.stats
 
     @property
-    def macs(self):
+    def macs(self) -> int:
         """Multiply-adds of the whole network."""
         return sum(self.macs_of.values())
 
 
-def _is_true(text):
+def _is_true(text: str) -> bool:
     return text in ("1", "True", "true")
 
 
-def node_macs(node):
+def node_macs(node: Node) -> int:
     """Return the multiply-adds of one operation: a :class:`network.shapes.Node` of ``COUNTED``."""
     if node.op == "Convolution":
         # The weight is (filters, channels / groups, *kernel).
@@ -74,15 +83,15 @@ def node_macs(node):
 COUNTED = ("Convolution", "FullyConnected", "batch_dot")
 
 
-def count(symbol, inputs):
+def count(symbol: mx.sym.Symbol, inputs: Any) -> Count:
     """Count parameters and multiply-adds of a graph.
 
     Parameters
     ----------
-    symbol : Symbol
+    symbol
         Any graph, with a softmax at its end or not.
     inputs : InputConf, or mapping of str to tuple of int
-        Input shapes, see :func:`infer`. Multiply-adds are those of the whole batch.
+        Input shapes, see :func:`value_shapes`. Multiply-adds are those of the whole batch.
 
     Returns
     -------
@@ -91,7 +100,7 @@ def count(symbol, inputs):
     Raises
     ------
     UsageError
-        As :func:`infer`.
+        As :func:`value_shapes`.
     """
     learnt, stats = _sizes(symbol, inputs)
     macs_of = {
@@ -100,15 +109,15 @@ def count(symbol, inputs):
     return Count(sum(learnt.values()), sum(stats.values()), macs_of)
 
 
-def _sizes(symbol, inputs):
+def _sizes(symbol: mx.sym.Symbol, inputs: Any) -> tuple[dict[str, int], dict[str, int]]:
     """Return {parameter: numbers in it} of what is learnt, and of running statistics."""
-    shapes = infer(symbol, inputs)
+    shapes = value_shapes(symbol, inputs)
     # Inputs are what the caller gave a shape, and the label, which no layer learns.
     given = set(input_shapes(inputs))
-    learnt = [n for n in symbol.list_arguments() if n not in given and not n.endswith("_label")]
-    return tuple(
-        {name: math.prod(shapes[name]) for name in names}
-        for names in (learnt, symbol.list_auxiliary_states())
+    learnt = [n for n in symbol.list_arguments() if n not in given and not is_label(n)]
+    return (
+        {name: math.prod(shapes[name]) for name in learnt},
+        {name: math.prod(shapes[name]) for name in symbol.list_auxiliary_states()},
     )
 
 
@@ -119,14 +128,14 @@ class Part:
     params: int = 0
     macs: int = 0
 
-    def __add__(self, other):
+    def __add__(self, other: "Part") -> "Part":
         return Part(self.params + other.params, self.macs + other.macs)
 
 
 INSERTED = re.compile(rf"^(conv[2-5]_(?:B|x__)\d+_(?:extra|{'|'.join(CONTEXT_KINDS)}))(?:_|$)")
 
 
-def part_of(name):
+def part_of(name: str) -> tuple[str, Optional[str]]:
     """Return (stage, inserted block or None) that a node or parameter belongs to, by its name."""
     stage = re.match(r"conv[2-5](?=_)", name)
     block = INSERTED.match(name)
@@ -135,12 +144,12 @@ def part_of(name):
     return ("stem" if re.match(r"(conv1|pool1)", name) else "head"), None
 
 
-def parts(symbol, inputs):
+def parts(symbol: mx.sym.Symbol, inputs: Any) -> tuple[dict[str, Part], dict[str, Part]]:
     """Return what each stage costs, and each GloRe unit and context block.
 
     Parameters
     ----------
-    symbol : Symbol
+    symbol
         A network of the table.
     inputs : InputConf, or mapping of str to tuple of int
 
@@ -150,7 +159,8 @@ def parts(symbol, inputs):
         By stage (``stem``, ``conv2`` to ``conv5`` with all that is in them, ``head``), and by name
         of the inserted block (``conv4_B05_nl``).
     """
-    stages, blocks = defaultdict(Part), defaultdict(Part)
+    stages: defaultdict[str, Part] = defaultdict(Part)
+    blocks: defaultdict[str, Part] = defaultdict(Part)
     learnt, _ = _sizes(symbol, inputs)
     costs = [(name, Part(params=size)) for name, size in learnt.items()]
     costs += [(name, Part(macs=macs)) for name, macs in count(symbol, inputs).macs_of.items()]
@@ -162,11 +172,11 @@ def parts(symbol, inputs):
     return {stage: stages[stage] for stage in sorted(stages, key=_stage_order)}, dict(blocks)
 
 
-def _stage_order(stage):
+def _stage_order(stage: str) -> int:
     return {"stem": 1, "head": 6}.get(stage) or int(stage[-1])
 
 
-def markdown(header, rows, left=1):
+def markdown(header: Sequence[str], rows: Iterable[Sequence[Any]], left: int = 1) -> str:
     """Return a Markdown table; all columns but the first ``left`` are flush right."""
     rule = ["---"] * left + ["---:"] * (len(header) - left)
     return "\n".join(
@@ -175,31 +185,56 @@ def markdown(header, rows, left=1):
     )
 
 
-def _by(sizes):
+def _by(sizes: Iterable[int]) -> str:
     return " x ".join(map(str, sizes))
 
 
-def table(names):
-    """Return a Markdown table of networks at their default input, one row per name."""
+def _count_of(positions: Optional[Positions], spec: Spec) -> int:
+    return sum(len(blocks) for _, blocks in positions or spec.every_block((2, 3, 4, 5)))
+
+
+def inserted_in(spec: Spec) -> str:
+    """Return what a row has in and behind its residual blocks: '16 SE, 3 GloRe'."""
+    found = [f"{_count_of(c.positions, spec)} {c.kind.upper()}" for c in spec.context]
+    if spec.glore:
+        found.append(f"{_count_of(spec.glore, spec)} GloRe")
+    return ", ".join(found)
+
+
+def table(names: Iterable[str]) -> str:
+    """Return a Markdown table of networks at their default input, one row per name.
+
+    With all of :func:`list_networks` it is the table in ``docs/networks.md``.
+    """
     rows = []
     for name in names:
-        name = get_spec(name).name
+        spec = get_spec(name)
         symbol, input_conf = get_symbol(name)
         counted = count(symbol, input_conf)
         rows.append(
             (
-                f"`{name}`",
+                f"`{spec.name}`",
                 _by(input_conf.data_shape[1:]),
+                inserted_in(spec),
                 f"{counted.params / 1e6:.2f}",
+                f"{counted.params_with_stats / 1e6:.2f}",
                 f"{counted.macs / 1e9:.2f}",
-                PUBLISHED_TOP1.get(name, ""),
+                PUBLISHED_TOP1.get(spec.name, ""),
             )
         )
-    header = ("network", "input", "parameters, M", "multiply-adds, G", "published top-1, %")
-    return markdown(header, rows, left=2)
+    header = (
+        "network",
+        "input",
+        "units and blocks",
+        "parameters, M",
+        "with running statistics, M",
+        "multiply-adds, G",
+        "published top-1, %",
+    )
+    return markdown(header, rows, left=3)
 
 
-def layer_table(symbol, inputs):
+def layer_table(symbol: mx.sym.Symbol, inputs: Any) -> str:
     """Return a Markdown table of all operations: output shape, parameters, multiply-adds."""
     learnt, _ = _sizes(symbol, inputs)
     rows = []
@@ -212,11 +247,11 @@ def layer_table(symbol, inputs):
     return markdown(("node", "operation", "output", "parameters", "multiply-adds"), rows, left=3)
 
 
-def _mega(number):
+def _mega(number: int) -> str:
     return f"{number / 1e6:.3f}"
 
 
-def report(name, symbol, input_conf):
+def report(name: str, symbol: mx.sym.Symbol, input_conf: InputConf) -> str:
     """Return all about one network: its layers, stages, inserted blocks and memory, in Markdown."""
     counted = count(symbol, input_conf)
     stages, blocks = parts(symbol, input_conf)
@@ -251,48 +286,44 @@ def report(name, symbol, input_conf):
     return "\n\n".join(lines)
 
 
-def build_variant(text, **overrides):
+def build_variant(text: str) -> tuple[mx.sym.Symbol, InputConf]:
     """Build a network given as NAME or NAME+BLOCK.
 
     Parameters
     ----------
-    text : str
+    text
         ``'resnet50'``, ``'resnet50+gc'``, ``'resnet50+nl@4:5'``: what follows the plus is the
         override ``block`` of :func:`get_symbol`.
-    **overrides
-        Further ones.
 
     Returns
     -------
     (Symbol, InputConf)
     """
     name, plus, block = text.partition("+")
-    if plus:
-        overrides["block"] = block
-    return get_symbol(name, **overrides)
+    return get_symbol(name, block=block) if plus else get_symbol(name)
 
 
-def compare(names, data_shape=None):
+def compare(names: Sequence[str], data_shape: Optional[tuple[int, ...]] = None) -> str:
     """Return a Markdown table of networks, a column each: total cost and that of each part.
 
     Parameters
     ----------
-    names : sequence of str
+    names
         See :func:`build_variant`; what is added is told against the first.
-    data_shape : tuple of int, optional
+    data_shape
         Input for all of them, instead of each one's own.
     """
-    columns = []
+    columns: list[dict[str, str]] = []
+    first: Optional[Count] = None
     for name in names:
         symbol, input_conf = build_variant(name)
         input_conf = with_shape(input_conf, data_shape)
         counted, (stages, blocks) = count(symbol, input_conf), parts(symbol, input_conf)
         memory = activation_bytes(symbol, input_conf)
         inserted = sum(blocks.values(), Part())
-        base = columns[0]["raw"] if columns else counted
+        first = base = first or counted
         columns.append(
             {
-                "raw": counted,
                 "input": _by(input_conf.data_shape[1:]),
                 "parameters, M": f"{counted.params / 1e6:.2f}",
                 "added to the first, M": f"{(counted.params - base.params) / 1e6:+.3f}",
@@ -307,12 +338,11 @@ def compare(names, data_shape=None):
                 "of them Non-local scores, MiB": f"{memory.scores / 2**20:.1f}",
             }
         )
-    labels = [label for label in columns[0] if label != "raw"]
-    rows = [(label, *(column[label] for column in columns)) for label in labels]
+    rows = [(label, *(column[label] for column in columns)) for label in columns[0]]
     return markdown(("", *(f"`{name}`" for name in names)), rows)
 
 
-def with_shape(input_conf, data_shape):
+def with_shape(input_conf: InputConf, data_shape: Optional[tuple[int, ...]]) -> InputConf:
     """Return an InputConf with another ``data_shape`` (of the same length), or as it is for None.
 
     Raises
@@ -330,8 +360,8 @@ def with_shape(input_conf, data_shape):
     return InputConf(tuple(data_shape), input_conf.mean, input_conf.std)
 
 
-def to_dot(symbol, inputs):
-    """Return a picture of a graph as DOT text, which Graphviz draws: ``dot -Tsvg FILE -O``.
+def to_dot(symbol: mx.sym.Symbol, inputs: Any) -> str:
+    """Return a picture of a graph as DOT text, which :func:`draw` makes a picture of.
 
     Inserted blocks are framed; nodes carry their operation and output shape, parameters are left
     out.
@@ -339,7 +369,7 @@ def to_dot(symbol, inputs):
     nodes = operations(symbol, inputs)
     known = {node.name for node in nodes} | set(input_shapes(inputs))
     lines = ["digraph network {", "  node [shape=box, fontname=Helvetica, fontsize=10];"]
-    clusters = defaultdict(list)
+    clusters: defaultdict[Optional[str], list[str]] = defaultdict(list)
     for node in nodes:
         label = f'  "{node.name}" [label="{node.name}\\n{node.op} {_by(node.shape)}"];'
         clusters[part_of(node.name)[1]].append(label)
@@ -353,7 +383,45 @@ def to_dot(symbol, inputs):
     return "\n".join([*lines, "}", ""])
 
 
-def parse_shape(text):
+def draw(dot: str, path: str) -> None:
+    """Write a picture of a graph to a file, in the form that its ending names.
+
+    Parameters
+    ----------
+    dot
+        From :func:`to_dot`.
+    path
+        ``.dot`` and ``.gv`` hold the text itself; other forms (``.svg``, ``.png``, ``.pdf``) are
+        drawn by Graphviz's program ``dot``.
+
+    Raises
+    ------
+    GloReError
+        If the program is not installed, or fails.
+    UsageError
+        If the path has no ending.
+    """
+    stem, ending = os.path.splitext(path)
+    if not ending:
+        raise UsageError(f"{path} has no ending that says how to draw: give {path}.svg, .png, .dot")
+    if ending in (".dot", ".gv"):
+        write_text(path, dot)
+        return
+    if shutil.which("dot") is None:
+        raise GloReError(
+            f"{path} needs Graphviz, whose program dot is not installed (apt-get install "
+            f"graphviz). Give {stem}.dot instead, and draw it elsewhere: dot -T{ending[1:]} "
+            f"{stem}.dot -o {path}"
+        )
+    with atomic_path(path) as temporary:
+        done = subprocess.run(
+            ["dot", f"-T{ending[1:]}", "-o", temporary], input=dot, capture_output=True, text=True
+        )
+        if done.returncode:
+            raise GloReError(f"Graphviz cannot draw {path}: {done.stderr.strip()}")
+
+
+def parse_shape(text: str) -> tuple[int, ...]:
     """Return the shape of '3,224,224' or '3,8,224,224', for argparse."""
     try:
         shape = tuple(int(size) for size in text.split(","))
@@ -364,7 +432,7 @@ def parse_shape(text):
     return shape
 
 
-def main(argv=None):
+def main(argv: Optional[Sequence[str]] = None) -> None:
     """Print tables of the networks named on the command line."""
     parser = argparse.ArgumentParser(
         prog="python -m network.summary",
@@ -372,6 +440,14 @@ def main(argv=None):
         "NAME: its layers, stages, inserted blocks and memory. All in Markdown.",
     )
     parser.add_argument("networks", nargs="*", metavar="NAME", help="default: all")
+    parser.add_argument(
+        "--markdown",
+        action="store_true",
+        help="the table of all networks that docs/networks.md holds (as without NAME)",
+    )
+    parser.add_argument(
+        "--study", action="store_true", help="all: those of the project's studies too"
+    )
     parser.add_argument(
         "--compare",
         nargs="+",
@@ -381,20 +457,29 @@ def main(argv=None):
     )
     parser.add_argument("--input", type=parse_shape, help="3,height,width or 3,frames,height,width")
     parser.add_argument("--num-classes", type=int, help="width of the classifier of one NAME")
-    parser.add_argument("--glore", help="GloRe units of one NAME: '2-3', '4:5' or none")
-    parser.add_argument("--block", help="context blocks of one NAME: gc, se, snl, nl, glore")
-    parser.add_argument("--block-ratio", help="width of their hidden layer, such as 1/16")
-    parser.add_argument("--block-positions", help="where they sit: 'c3-c5' or '3:1,3;4:5'")
-    parser.add_argument("--graph", metavar="FILE.dot", help="write the graph of one NAME as DOT")
+    for field in dataclasses.fields(ArchitectureOptions):
+        if field.name in ("glore", "block"):
+            parser.add_argument(
+                f"--{field.name}",
+                metavar=field.metadata["metavar"],
+                help=f"of one NAME: {field.metadata['help']}",
+            )
+    parser.add_argument(
+        "--graph",
+        metavar="FILE",
+        help="draw one NAME: .svg, .png, … with Graphviz, or its text as .dot",
+    )
     args = parser.parse_args(argv)
     overrides = {
         option: getattr(args, option)
-        for option in ("glore", "block", "block_ratio", "block_positions")
+        for option in ("glore", "block")
         if getattr(args, option) is not None
     }
     single = len(args.networks) == 1 and not args.compare
     if not single and (overrides or args.graph or args.num_classes is not None):
         raise UsageError("These options are for one NAME; --compare takes NAME+BLOCK.")
+    if (args.markdown or args.study) and (args.networks or args.compare):
+        raise UsageError("--markdown and --study are for the table of all networks.")
     if args.compare:
         if args.networks:
             raise UsageError("Give the networks either before or after --compare, not both.")
@@ -402,13 +487,13 @@ def main(argv=None):
     elif not single:
         if args.input is not None:
             raise UsageError("--input is for one NAME or --compare.")
-        print(table(args.networks or list_networks()))
+        print(table(args.networks or list_networks(study=args.study)))
     else:
         symbol, input_conf = get_symbol(args.networks[0], args.num_classes, **overrides)
         input_conf = with_shape(input_conf, args.input)
-        print(report(get_spec(args.networks[0]).name, symbol, input_conf))
         if args.graph:
-            write_text(args.graph, to_dot(symbol, input_conf))
+            draw(to_dot(symbol, input_conf), args.graph)
+        print(report(get_spec(args.networks[0]).name, symbol, input_conf))
 
 
 if __name__ == "__main__":

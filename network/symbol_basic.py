@@ -5,9 +5,12 @@ The spatial rank of every builder here is the length of ``kernel``: the same fun
 al., CVPR 2019; facebookresearch/GloRe): ``{name}_conv``, ``{name}_bn``, ``{name}_relu``.
 """
 
-from typing import NamedTuple
+from typing import NamedTuple, Optional, Union
 
 from mxnet_compat import mx
+
+# A size per spatial axis; an integer is a 1D one in the notation of the released graphs.
+Size = Union[int, tuple[int, ...]]
 
 
 class BNConf(NamedTuple):
@@ -24,17 +27,17 @@ class BNConf(NamedTuple):
 RELEASED_BN = BNConf()
 
 
-def BN(data, name, bn=RELEASED_BN):
+def BN(data: mx.sym.Symbol, *, name: str, bn: BNConf = RELEASED_BN) -> mx.sym.Symbol:
     """Batch normalisation over all axes but 1, with a learnt scale and shift.
 
     Parameters
     ----------
-    data : Symbol
+    data
         (n, c, …).
-    name : str
+    name
         Node ``{name}_bn``; parameters ``{name}_bn_gamma``, ``_beta``, ``_moving_mean``,
         ``_moving_var``.
-    bn : BNConf
+    bn
         Constants.
 
     Returns
@@ -47,7 +50,7 @@ def BN(data, name, bn=RELEASED_BN):
     )
 
 
-def AC(data, name, act_type="relu"):
+def AC(data: mx.sym.Symbol, *, name: str, act_type: str = "relu") -> mx.sym.Symbol:
     """Activation as a node ``{name}_{act_type}``.
 
     ``Activation`` and not ``relu``: oneDNN folds only the former into a convolution.
@@ -55,24 +58,34 @@ def AC(data, name, act_type="relu"):
     return mx.sym.Activation(data=data, act_type=act_type, name=f"{name}_{act_type}")
 
 
-def Conv(data, num_filter, kernel, name, pad=None, stride=None, num_group=1, no_bias=True):
+def Conv(
+    data: mx.sym.Symbol,
+    *,
+    num_filter: int,
+    kernel: Size,
+    name: str,
+    pad: Optional[Size] = None,
+    stride: Optional[Size] = None,
+    num_group: int = 1,
+    no_bias: bool = True,
+) -> mx.sym.Symbol:
     """Convolution as a node ``{name}_conv``.
 
     Parameters
     ----------
-    data : Symbol
+    data
         (n, c, *spatial).
-    num_filter : int
+    num_filter
         Number of output channels.
-    kernel : tuple of int, or int
+    kernel
         Kernel size per axis. An integer is a 1D kernel in the notation of the released graphs.
-    name : str
+    name
         Parameters are ``{name}_conv_weight`` and, unless ``no_bias``, ``{name}_conv_bias``.
-    pad, stride : like ``kernel``, optional
-        Default to 0 and 1.
-    num_group : int
+    pad, stride
+        Like ``kernel``; default to 0 and 1.
+    num_group
         Groups of channels.
-    no_bias : bool
+    no_bias
         Leave out the bias.
 
     Returns
@@ -80,10 +93,8 @@ def Conv(data, num_filter, kernel, name, pad=None, stride=None, num_group=1, no_
     Symbol
         (n, num_filter, *spatial').
     """
-    if isinstance(kernel, int):
-        default_pad, default_stride = 0, 1
-    else:
-        default_pad, default_stride = (0,) * len(kernel), (1,) * len(kernel)
+    default_pad: Size = 0 if isinstance(kernel, int) else (0,) * len(kernel)
+    default_stride: Size = 1 if isinstance(kernel, int) else (1,) * len(kernel)
     return mx.sym.Convolution(
         data=data,
         num_filter=num_filter,
@@ -96,36 +107,53 @@ def Conv(data, num_filter, kernel, name, pad=None, stride=None, num_group=1, no_
     )
 
 
-def BN_AC(data, name, bn=RELEASED_BN):
+def BN_AC(data: mx.sym.Symbol, *, name: str, bn: BNConf = RELEASED_BN) -> mx.sym.Symbol:
     """Batch normalisation and rectifier: nodes ``{name}_bn`` and ``{name}_relu``."""
-    return AC(BN(data, name, bn), name)
+    return AC(BN(data, name=name, bn=bn), name=name)
 
 
 def BN_AC_Conv(
-    data,
-    num_filter,
-    kernel,
-    name,
-    pad=None,
-    stride=None,
-    num_group=1,
-    no_bias=True,
-    bn=RELEASED_BN,
-):
+    data: mx.sym.Symbol,
+    *,
+    num_filter: int,
+    kernel: Size,
+    name: str,
+    pad: Optional[Size] = None,
+    stride: Optional[Size] = None,
+    num_group: int = 1,
+    bn: BNConf = RELEASED_BN,
+) -> mx.sym.Symbol:
     """Pre-activation order: batch normalisation, rectifier, convolution (see :func:`Conv`)."""
-    return Conv(BN_AC(data, name, bn), num_filter, kernel, name, pad, stride, num_group, no_bias)
+    return Conv(
+        BN_AC(data, name=name, bn=bn),
+        num_filter=num_filter,
+        kernel=kernel,
+        name=name,
+        pad=pad,
+        stride=stride,
+        num_group=num_group,
+    )
 
 
 def Conv_BN_AC(
-    data,
-    num_filter,
-    kernel,
-    name,
-    pad=None,
-    stride=None,
-    num_group=1,
-    no_bias=True,
-    bn=RELEASED_BN,
-):
+    data: mx.sym.Symbol,
+    *,
+    num_filter: int,
+    kernel: Size,
+    name: str,
+    pad: Optional[Size] = None,
+    stride: Optional[Size] = None,
+    num_group: int = 1,
+    bn: BNConf = RELEASED_BN,
+) -> mx.sym.Symbol:
     """Post-activation order: convolution, batch normalisation, rectifier (see :func:`Conv`)."""
-    return BN_AC(Conv(data, num_filter, kernel, name, pad, stride, num_group, no_bias), name, bn)
+    out = Conv(
+        data,
+        num_filter=num_filter,
+        kernel=kernel,
+        name=name,
+        pad=pad,
+        stride=stride,
+        num_group=num_group,
+    )
+    return BN_AC(out, name=name, bn=bn)

@@ -20,12 +20,23 @@ Wang et al., CVPR 2018, arXiv 1711.07971, section 3.
 How parameters start is said by name in :mod:`network.initializer`: the last layer of a transform
 at zero, so that the blocks that add are the identity at first. (A product with the sigmoid of
 zero halves its input, as GCNet's does. SE's dense layers are drawn like any other's.)
+
+A new block is a function here and a row of :data:`CONTEXT_KINDS`.
 """
 
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Callable, NamedTuple, Optional, Union
+
 from glore_common import UsageError
+from glore_options import boolean
 from mxnet_compat import mx
 
+from .settings import Setting, check_flag, check_ratio, one_of
 from .symbol_basic import AC, Conv
+
+if TYPE_CHECKING:
+    from .specs import Context
 
 POOLINGS = ("att", "avg")
 FUSIONS = ("mul", "add")
@@ -35,20 +46,22 @@ MODES = ("embedded_gaussian", "gaussian", "dot_product", "concatenation")
 AFFINITY = "_affinity"
 
 
-def _one_of(name, label, value, known):
+def _one_of(name: str, label: str, value: str, known: Iterable[str]) -> None:
     if value not in known:
         raise UsageError(f"{name}: {label} {value!r} is not one of: {', '.join(known)}.")
 
 
-def _check(name, num_in, ndim):
+def _check(name: str, num_in: int, ndim: int) -> None:
     if ndim not in (1, 2, 3):
         raise UsageError(f"{name}: ndim {ndim!r} is not 1, 2 or 3.")
     if not isinstance(num_in, int) or isinstance(num_in, bool) or num_in < 1:
         raise UsageError(f"{name}: num_in must be a positive integer, not {num_in!r}.")
 
 
-def _hidden(name, num_in, ratio):
+def _hidden(name: str, num_in: int, ratio: float) -> int:
     """Return the width of a hidden layer: ``ratio`` of ``num_in`` channels, rounded down."""
+    if not ratio > 0:
+        raise UsageError(f"{name}: ratio must be above 0, not {ratio!r}.")
     # The small term keeps 96 channels at a ratio of 1/3 from becoming 31.
     num_mid = int(num_in * ratio + 1e-6)
     if num_mid < 1:
@@ -58,18 +71,19 @@ def _hidden(name, num_in, ratio):
     return num_mid
 
 
-def _flatten(data, name):
+def _flatten(data: mx.sym.Symbol, name: str) -> mx.sym.Symbol:
     # (n, c, *spatial) -> (n, c, L)
     return mx.sym.Reshape(data=data, shape=(0, 0, -1), name=name)
 
 
-def _gather(data, name, pooling, ndim):
+def _gather(data: mx.sym.Symbol, name: str, pooling: str, ndim: int) -> mx.sym.Symbol:
     """Context of a map: (n, c, *spatial) -> (n, c, 1, …)."""
     if pooling == "avg":
         return mx.sym.Pooling(
             data=data, pool_type="avg", kernel=(1,) * ndim, global_pool=True, name=f"{name}_pool"
         )
-    mask = _flatten(Conv(data, 1, (1,) * ndim, f"{name}_mask", no_bias=False), f"{name}_mask-flat")
+    mask = Conv(data, num_filter=1, kernel=(1,) * ndim, name=f"{name}_mask", no_bias=False)
+    mask = _flatten(mask, f"{name}_mask-flat")
     mask = mx.sym.softmax(data=mask, axis=-1, name=f"{name}_mask")
     # (n, c, L) x (n, 1, L)^T -> (n, c, 1) -> (n, c, 1, …)
     out = mx.sym.batch_dot(
@@ -79,44 +93,45 @@ def _gather(data, name, pooling, ndim):
 
 
 def context_block(
-    data,
-    num_in,
-    name,
-    ratio=1 / 16,
-    pooling="att",
-    fusion=("add",),
-    transform="bottleneck",
-    layer_norm=True,
-    ndim=2,
-    dense=False,
-):
+    data: mx.sym.Symbol,
+    *,
+    num_in: int,
+    name: str,
+    ndim: int = 2,
+    ratio: float = 1 / 16,
+    pooling: str = "att",
+    fusion: Union[str, Sequence[str]] = ("add",),
+    transform: str = "bottleneck",
+    layer_norm: bool = True,
+    dense: bool = False,
+) -> mx.sym.Symbol:
     """Gather one context for the whole map, transform it, and fuse it with every position.
 
     Parameters
     ----------
-    data : Symbol
+    data
         (n, num_in, *spatial).
-    num_in : int
+    num_in
         Channels of ``data``.
-    name : str
+    name
         Prefix of nodes and parameters: ``{name}_mask_conv_*``; then for each fusion (``add`` here,
         the same with ``mul``) ``{name}_add-1_conv_*``, ``{name}_add-ln_gamma`` and ``_beta``,
         ``{name}_add-2_conv_*``; with the transform '1x1' ``{name}_add_conv_*`` alone. All
         convolutions have a bias.
-    ratio : float
+    ratio
         Width of the bottleneck as a share of ``num_in``.
     pooling : {'att', 'avg'}
         Weights that a 1x1 convolution and a softmax over all positions give, or the average.
-    fusion : str or sequence of str
+    fusion
         'add': data + t. 'mul': data · sigmoid(t). Both: the product first, then the sum; each has
         its own transform of the one context.
     transform : {'bottleneck', '1x1'}
         Two layers with a relu between, or one layer without a change of width.
-    layer_norm : bool
+    layer_norm
         Normalise the bottleneck's channels before the relu (eps 1e-5).
     ndim : {1, 2, 3}
         Spatial rank.
-    dense : bool
+    dense
         Fully connected layers named ``{name}_fc1``, ``{name}_fc2`` in place of the 1x1
         convolutions, as in the released SE networks: the same function of weights without the
         trailing axes of length 1. For one fusion with a bottleneck.
@@ -147,7 +162,7 @@ def context_block(
     def layer(value, width, branch, tag):
         if dense:
             return mx.sym.FullyConnected(data=value, num_hidden=width, name=f"{name}_fc{tag[1:]}")
-        return Conv(value, width, ones, branch + tag, no_bias=False)
+        return Conv(value, num_filter=width, kernel=ones, name=branch + tag, no_bias=False)
 
     def transformed(context, branch):
         # (n, num_in, 1, …) -> (n, num_mid, 1, …) -> (n, num_in, 1, …); dense without the ones
@@ -159,13 +174,13 @@ def context_block(
             # output (n, num_mid, 1, 1, 1) when num_mid is a multiple of 8 ("could not create a
             # primitive descriptor for a reorder primitive", measured).
             out = mx.sym.LayerNorm(data=out, axis=1, eps=1e-5, name=f"{branch}-ln")
-        return layer(AC(out, branch), num_in, branch, "-2")
+        return layer(AC(out, name=branch), num_in, branch, "-2")
 
     def fused(value, context, kind):
         branch = name if dense else f"{name}_{kind}"
         out = transformed(context, branch)
         if kind == "mul":
-            out = AC(out, branch, "sigmoid")
+            out = AC(out, name=branch, act_type="sigmoid")
         if dense:
             out = mx.sym.Reshape(data=out, shape=(0, 0) + ones, name=f"{name}_expand")
         fuse = mx.sym.broadcast_mul if kind == "mul" else mx.sym.broadcast_add
@@ -179,20 +194,39 @@ def context_block(
     return out
 
 
-def GC_Block(data, num_in, name, ratio=1 / 16, ndim=2, pooling="att", fusion=("add",)):
+def GC_Block(
+    data: mx.sym.Symbol,
+    *,
+    num_in: int,
+    name: str,
+    ndim: int = 2,
+    ratio: float = 1 / 16,
+    pooling: str = "att",
+    fusion: Union[str, Sequence[str]] = ("add",),
+) -> mx.sym.Symbol:
     """Global context block: attention, bottleneck with LayerNorm, sum; see :func:`context_block`.
 
     ``pooling`` and ``fusion`` are those of GCNet's ablations.
     """
-    return context_block(data, num_in, name, ratio, pooling, fusion, ndim=ndim)
+    return context_block(
+        data, num_in=num_in, name=name, ndim=ndim, ratio=ratio, pooling=pooling, fusion=fusion
+    )
 
 
-def SNL_Block(data, num_in, name, ndim=2):
+def SNL_Block(data: mx.sym.Symbol, *, num_in: int, name: str, ndim: int = 2) -> mx.sym.Symbol:
     """Simplified Non-local block: attention, one 1x1 layer, sum; see :func:`context_block`."""
-    return context_block(data, num_in, name, transform="1x1", ndim=ndim)
+    return context_block(data, num_in=num_in, name=name, ndim=ndim, transform="1x1")
 
 
-def SE_Block(data, num_in, name, ndim=2, ratio=1 / 16, dense=True):
+def SE_Block(
+    data: mx.sym.Symbol,
+    *,
+    num_in: int,
+    name: str,
+    ndim: int = 2,
+    ratio: float = 1 / 16,
+    dense: bool = True,
+) -> mx.sym.Symbol:
     """Squeeze-and-excitation: scale every channel by a factor computed from all averages.
 
     See :func:`context_block`, of which this is the setting average, bottleneck without LayerNorm,
@@ -203,30 +237,47 @@ def SE_Block(data, num_in, name, ndim=2, ratio=1 / 16, dense=True):
     ``{name}_mul-1_conv``, ``{name}_mul-2_conv`` of the other blocks.
     """
     return context_block(
-        data, num_in, name, ratio, "avg", ("mul",), layer_norm=False, ndim=ndim, dense=dense
+        data,
+        num_in=num_in,
+        name=name,
+        ndim=ndim,
+        ratio=ratio,
+        pooling="avg",
+        fusion=("mul",),
+        layer_norm=False,
+        dense=dense,
     )
 
 
-def NL_Block(data, num_in, name, mode="embedded_gaussian", reduction=2, sub_sample=False, ndim=2):
+def NL_Block(
+    data: mx.sym.Symbol,
+    *,
+    num_in: int,
+    name: str,
+    ndim: int = 2,
+    ratio: float = 1 / 2,
+    mode: str = "embedded_gaussian",
+    sub_sample: bool = False,
+) -> mx.sym.Symbol:
     """Non-local block: every position gathers its own context from all positions.
 
     Parameters
     ----------
-    data : Symbol
+    data
         (n, num_in, *spatial), with L positions.
-    num_in : int
+    num_in
         Channels of ``data``.
-    name : str
+    name
         Prefix of nodes and parameters ``{name}_{theta,phi,g,out}_conv_*`` (with bias);
         concatenation adds ``{name}_{theta,phi}-score_conv_weight``, the two halves of its
         w_f.
-    mode : str
+    mode
         How position j counts for position i. 'embedded_gaussian': softmax over j of θ(i)·φ(j);
         'gaussian': softmax over j of x(i)·x(j), without θ and φ; 'dot_product': θ(i)·φ(j) / L';
         'concatenation': relu(w_f [θ(i), φ(j)]) / L'.
-    reduction : float
-        θ, φ and g have num_in / reduction channels.
-    sub_sample : bool
+    ratio
+        θ, φ and g have ``ratio`` · num_in channels.
+    sub_sample
         Gather from max-pooled positions: windows of 2, 2 x 2 or 1 x 2 x 2 (not along time), a
         remainder at the border left out. L' is then about L / 2, L / 4 or L / 4, else L.
     ndim : {1, 2, 3}
@@ -240,7 +291,7 @@ def NL_Block(data, num_in, name, mode="embedded_gaussian", reduction=2, sub_samp
     Raises
     ------
     UsageError
-        For an unknown mode, or a reduction that leaves no channel.
+        For an unknown mode, or a ratio that leaves no channel.
 
     Notes
     -----
@@ -249,14 +300,12 @@ def NL_Block(data, num_in, name, mode="embedded_gaussian", reduction=2, sub_samp
     """
     _check(name, num_in, ndim)
     _one_of(name, "mode", mode, MODES)
-    if not reduction > 0:
-        raise UsageError(f"{name}: reduction must be above 0, not {reduction!r}.")
-    num_mid = _hidden(name, num_in, 1 / reduction)
+    num_mid = _hidden(name, num_in, ratio)
     ones = (1,) * ndim
     window = (1, 2, 2) if ndim == 3 else (2,) * ndim
 
     def embed(tag):
-        return Conv(data, num_mid, ones, f"{name}_{tag}", no_bias=False)
+        return Conv(data, num_filter=num_mid, kernel=ones, name=f"{name}_{tag}", no_bias=False)
 
     def sampled(value, tag):
         if not sub_sample:
@@ -268,17 +317,20 @@ def NL_Block(data, num_in, name, mode="embedded_gaussian", reduction=2, sub_samp
     def flat(value, tag):
         return _flatten(value, f"{name}_{tag}-flat")
 
+    def scored(value, tag):
+        return Conv(value, num_filter=1, kernel=ones, name=f"{name}_{tag}-score")
+
     source = _flatten(sampled(embed("g"), "g"), f"{name}_g-flat")
     gaussian = mode == "gaussian"
     theta = data if gaussian else embed("theta")
     phi = sampled(data if gaussian else embed("phi"), "phi")
     if mode == "concatenation":
         # (n, 1, L) -> (n, L, 1); with (n, 1, L') -> (n, L, L')
-        left = flat(Conv(theta, 1, ones, f"{name}_theta-score"), "theta")
+        left = flat(scored(theta, "theta"), "theta")
         left = mx.sym.transpose(left, axes=(0, 2, 1), name=f"{name}_theta-permute")
-        right = flat(Conv(phi, 1, ones, f"{name}_phi-score"), "phi")
+        right = flat(scored(phi, "phi"), "phi")
         weights = mx.sym.broadcast_add(left, right, name=f"{name}{AFFINITY}")
-        weights = AC(weights, f"{name}{AFFINITY}")
+        weights = AC(weights, name=f"{name}{AFFINITY}")
     else:
         # (n, C', L)^T x (n, C', L') -> (n, L, L')
         weights = mx.sym.batch_dot(
@@ -298,40 +350,99 @@ def NL_Block(data, num_in, name, mode="embedded_gaussian", reduction=2, sub_samp
     out = mx.sym.reshape_like(
         out, data, lhs_begin=2, lhs_end=3, rhs_begin=2, rhs_end=2 + ndim, name=f"{name}_context"
     )
-    out = Conv(out, num_in, ones, f"{name}_out", no_bias=False)
+    out = Conv(out, num_filter=num_in, kernel=ones, name=f"{name}_out", no_bias=False)
     return mx.sym.add_n(data, out, name=f"{name}_sum")
 
 
-def build_context(context, data, num_in, name, ndim):
-    """Build the block that a row of the table asks for.
+def _non_local_settings(nodes: str) -> dict[str, Any]:
+    """Return what the lines ``operator name`` of a Non-local block's nodes say of its settings."""
+    if "_theta-score_conv\n" in nodes:
+        mode = "concatenation"
+    elif "_theta_conv\n" not in nodes:
+        mode = "gaussian"
+    else:
+        softmax = re.search(r"^softmax .*_attention$", nodes, re.MULTILINE)
+        mode = "embedded_gaussian" if softmax else "dot_product"
+    return {"mode": mode, "sub_sample": "_g-pool\n" in nodes}
+
+
+class ContextKind(NamedTuple):
+    """A kind of context block, and what it is built with where nothing else is said.
+
+    Attributes
+    ----------
+    build
+        The function that makes it: (data, num_in=, name=, ndim=, and the settings by name).
+    placement : {'inside', 'after'}
+        Where in a residual block it sits: after the last convolution, before the shortcut sum; or
+        after the residual block.
+    stages
+        The stages all of whose residual blocks have one; None: a single one, after the last but
+        one of conv4.
+    settings
+        By keyword of ``build``. One called ``ratio`` is the width of the hidden layer as a share
+        of the channels.
+    settings_of_graph
+        Returns the settings that no shape tells from the nodes, one line ``operator name`` each.
+    """
+
+    build: Callable[..., mx.sym.Symbol]
+    placement: str
+    stages: Optional[tuple[int, ...]]
+    settings: Mapping[str, Setting]
+    settings_of_graph: Callable[[str], dict[str, Any]] = lambda nodes: {}
+
+
+# Ratios and stages of SE are those of Hu et al. 2018, of GC and of the single block GCNet's (Cao
+# et al. 2019); half the channels in a Non-local block is Wang et al. 2018.
+CONTEXT_KINDS = {
+    "gc": ContextKind(GC_Block, "inside", (3, 4, 5), {"ratio": Setting(1 / 16, check_ratio)}),
+    "se": ContextKind(SE_Block, "inside", (2, 3, 4, 5), {"ratio": Setting(1 / 16, check_ratio)}),
+    "snl": ContextKind(SNL_Block, "after", None, {}),
+    "nl": ContextKind(
+        NL_Block,
+        "after",
+        None,
+        {
+            "ratio": Setting(1 / 2, check_ratio),
+            "mode": Setting("embedded_gaussian", one_of(MODES)),
+            "sub_sample": Setting(False, check_flag, boolean),
+        },
+        _non_local_settings,
+    ),
+}
+
+
+def context_blocks(
+    data: mx.sym.Symbol, contexts: Iterable["Context"], *, num_in: int, name: str, ndim: int
+) -> mx.sym.Symbol:
+    """Apply context blocks, one after the other.
 
     Parameters
     ----------
-    context : Context
-        Of :mod:`network.specs`: kind and settings, complete.
-    data : Symbol
-        (n, num_in, *spatial).
-    num_in : int
-    name : str
-    ndim : {1, 2, 3}
+    data
+        (n, num_in, *spatial): the residual branch before the shortcut sum, or what a residual
+        block makes.
+    contexts
+        From :meth:`network.specs.Spec.contexts_of`.
+    num_in
+        Channels.
+    name
+        The residual block's name; a context block's is ``{name}_{kind}``.
+    ndim
+        Spatial rank.
 
     Returns
     -------
     Symbol
         As ``data``.
     """
-    if context.kind == "se":
-        return SE_Block(data, num_in, name, ndim=ndim, ratio=context.width)
-    if context.kind == "gc":
-        return GC_Block(data, num_in, name, ratio=context.width, ndim=ndim)
-    if context.kind == "snl":
-        return SNL_Block(data, num_in, name, ndim=ndim)
-    return NL_Block(
-        data,
-        num_in,
-        name,
-        mode=context.mode,
-        reduction=1 / context.width,
-        sub_sample=context.sub_sample,
-        ndim=ndim,
-    )
+    for context in contexts:
+        data = CONTEXT_KINDS[context.kind].build(
+            data,
+            num_in=num_in,
+            name=f"{name}_{context.kind}",
+            ndim=ndim,
+            **context.all_settings(),
+        )
+    return data

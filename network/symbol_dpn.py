@@ -11,23 +11,45 @@ GloRe's released graphs use (``_bn``, ``_relu``, ``_conv``) and their ``conv1``,
 party's copy of its code.
 """
 
+from typing import TYPE_CHECKING, Optional, Union
+
 from mxnet_compat import mx
 
 from .symbol_basic import AC, BN, BN_AC, Conv
+from .symbol_context import context_blocks
 from .symbol_glore import GloRe_Unit
-from .symbol_resnet import context_blocks, half, stem
+from .symbol_resnet import half, stem
+
+if TYPE_CHECKING:
+    from .specs import Spec
 
 
-def _bn_ac_conv(data, num_filter, kernel, name, spec, stride=None, num_group=1):
+def _bn_ac_conv(
+    data: mx.sym.Symbol,
+    *,
+    num_filter: int,
+    kernel: tuple[int, ...],
+    name: str,
+    spec: "Spec",
+    stride: Optional[tuple[int, ...]] = None,
+    num_group: int = 1,
+) -> mx.sym.Symbol:
     if spec.legacy_names:
         bn_name, ac_name, conv_name = f"{name}__bn_", f"{name}__ac_", f"{name}_"
     else:
         bn_name = ac_name = conv_name = name
-    out = AC(BN(data, bn_name, spec.bn), ac_name)
-    return Conv(out, num_filter, kernel, conv_name, half(kernel), stride, num_group)
+    return Conv(
+        AC(BN(data, name=bn_name, bn=spec.bn), name=ac_name),
+        num_filter=num_filter,
+        kernel=kernel,
+        name=conv_name,
+        pad=half(kernel),
+        stride=stride,
+        num_group=num_group,
+    )
 
 
-def _split(data, size, name):
+def _split(data: mx.sym.Symbol, size: int, name: str) -> list[mx.sym.Symbol]:
     """Cut (n, c, h, w) into (n, size, h, w) and (n, c - size, h, w)."""
     return [
         mx.sym.slice_axis(data=data, axis=1, begin=0, end=size, name=f"{name}-split1"),
@@ -35,18 +57,25 @@ def _split(data, size, name):
     ]
 
 
-def Dual_Path_Unit(data, spec, stage, block, name):
+def Dual_Path_Unit(
+    data: Union[mx.sym.Symbol, list[mx.sym.Symbol]],
+    *,
+    spec: "Spec",
+    stage: int,
+    block: int,
+    name: str,
+) -> list[mx.sym.Symbol]:
     """One dual path block.
 
     Parameters
     ----------
-    data : Symbol, or list of two Symbol
+    data
         (n, c, h, w) after the stem; later the residual and the dense map.
-    spec : Spec
+    spec
         The network's row.
-    stage, block : int
+    stage, block
         Which block of the row, 1-based.
-    name : str
+    name
         Prefix of nodes and parameters.
 
     Returns
@@ -63,15 +92,31 @@ def Dual_Path_Unit(data, spec, stage, block, name):
         whole = mx.sym.Concat(*data, dim=1, name=f"{name}_cat-input")
     if block == 1:
         adapter = f"{name}_c1x1-w(s/{stride[0]})"
-        out = _bn_ac_conv(whole, num_out + 2 * growth, (1, 1), adapter, spec, stride)
+        out = _bn_ac_conv(
+            whole,
+            num_filter=num_out + 2 * growth,
+            kernel=(1, 1),
+            name=adapter,
+            spec=spec,
+            stride=stride,
+        )
         residual, dense = _split(out, num_out, adapter)
     else:
         residual, dense = data
-    out = _bn_ac_conv(whole, num_mid, (1, 1), f"{name}_c1x1-a", spec)
-    out = _bn_ac_conv(out, num_mid, (3, 3), f"{name}_c3x3-b", spec, stride, spec.groups)
-    out = _bn_ac_conv(out, num_out + growth, (1, 1), f"{name}_c1x1-c", spec)
+    out = _bn_ac_conv(whole, num_filter=num_mid, kernel=(1, 1), name=f"{name}_c1x1-a", spec=spec)
+    out = _bn_ac_conv(
+        out,
+        num_filter=num_mid,
+        kernel=(3, 3),
+        name=f"{name}_c3x3-b",
+        spec=spec,
+        stride=stride,
+        num_group=spec.groups,
+    )
+    width = num_out + growth
+    out = _bn_ac_conv(out, num_filter=width, kernel=(1, 1), name=f"{name}_c1x1-c", spec=spec)
     inside = spec.contexts_of(stage, block, inside=True)
-    out = context_blocks(out, inside, num_out + growth, name, spec.ndim)
+    out = context_blocks(out, inside, num_in=width, name=name, ndim=spec.ndim)
     more_residual, more_dense = _split(out, num_out, f"{name}_c1x1-c")
     return [
         mx.sym.add_n(residual, more_residual, name=f"{name}_sum"),
@@ -79,27 +124,27 @@ def Dual_Path_Unit(data, spec, stage, block, name):
     ]
 
 
-def get_before_pool(spec):
+def get_before_pool(spec: "Spec") -> mx.sym.Symbol:
     """Return all of a network up to the last rectifier: (n, 3, h, w) -> (n, c, h / 32, w / 32)."""
-    names, tail = ("conv1", "conv1"), "tail"
+    conv, bn, tail = "conv1", "conv1", "tail"
     if spec.legacy_names:
-        names, tail = ("conv1_x_1_", "conv1_x_1__relu-sp_"), "conv5_x_x__relu-sp_"
-    out = stem(mx.sym.Variable("data"), spec, *names)
+        conv, bn, tail = "conv1_x_1_", "conv1_x_1__relu-sp_", "conv5_x_x__relu-sp_"
+    out = stem(mx.sym.Variable("data"), spec=spec, conv_name=conv, bn_name=bn)
     for stage, num_blocks in enumerate(spec.blocks, 2):
         positions = spec.units_of(stage)
         num_out, growth = spec.num_out[stage - 2], spec.growth[stage - 2]
         for block in range(1, num_blocks + 1):
             name = f"conv{stage}_x__{block}"
-            out = Dual_Path_Unit(out, spec, stage, block, name)
+            out = Dual_Path_Unit(out, spec=spec, stage=stage, block=block, name=name)
             widths = (num_out, (2 + block) * growth)
             behind = spec.contexts_of(stage, block, inside=False)
             if behind:
                 # The block sees both maps as one, (n, sum of widths, h, w).
                 whole = mx.sym.Concat(*out, dim=1, name=f"{name}_cat-context")
-                whole = context_blocks(whole, behind, sum(widths), name, spec.ndim)
+                whole = context_blocks(whole, behind, num_in=sum(widths), name=name, ndim=spec.ndim)
                 out = _split(whole, num_out, f"{name}_context")
             if block in positions:
                 unit = f"{name}_extra"
-                out = GloRe_Unit(out, widths, num_out // 4, unit, **spec.unit_arguments())
+                out = GloRe_Unit(out, num_in=widths, name=unit, **spec.unit_arguments())
     out = mx.sym.Concat(*out, dim=1, name="conv5_x_x_cat-final")
-    return BN_AC(out, tail, spec.bn)
+    return BN_AC(out, name=tail, bn=spec.bn)

@@ -16,7 +16,7 @@ from torch_files import as_stream, as_zip, p_dict, p_global, p_int, p_str, p_ten
 
 from checkpoint.graph import load, save
 from checkpoint.params import LISTED, STREAM_START, CheckpointError, check, read_params
-from checkpoint.paths import epochs, find
+from checkpoint.paths import epochs
 from checkpoint.torch_file import read_torch_file, read_with_torch
 from checkpoint.torch_names import to_mxnet_name, to_torch_name, to_torch_names
 from glore_common import UsageError, run_main
@@ -407,7 +407,9 @@ def unit_state(before=""):
 @pytest.mark.parametrize("name", ["unit", "my_own_name", "conv3_B01_extra"])
 @pytest.mark.parametrize("before", ["", "module."])
 def test_a_unit_alone(name, before):
-    unit = GloRe_Unit(mx.sym.var("data"), num_in=6, num_mid=4, name=name, flavour="video")
+    unit = GloRe_Unit(
+        mx.sym.var("data"), num_in=6, num_node=4, num_state=8, name=name, flavour="video"
+    )
     args, auxs = from_torch(unit_state(before), unit, {"data": (2, 6, 5, 5)})
     state = unit_state()
     expected = {
@@ -430,7 +432,9 @@ def test_a_unit_does_not_pass_for_a_network():
 
 
 def test_from_torch_is_strict():
-    unit = GloRe_Unit(mx.sym.var("data"), num_in=6, num_mid=4, name="unit", flavour="video")
+    unit = GloRe_Unit(
+        mx.sym.var("data"), num_in=6, num_node=4, num_state=8, name="unit", flavour="video"
+    )
     inputs = {"data": (2, 6, 5, 5)}
     state = unit_state()
     del state["conv_proj.bias"]
@@ -457,7 +461,9 @@ def test_unit_figures_with_weights_through_from_torch(golden):
         n: tuple({6: 32, 8: 32, 4: 16}.get(size, size) for size in shape)
         for n, shape in shapes.items()
     }
-    unit = GloRe_Unit(mx.sym.var("data"), num_in=32, num_mid=16, name="u", flavour="video")
+    unit = GloRe_Unit(
+        mx.sym.var("data"), num_in=32, num_node=16, num_state=32, name="u", flavour="video"
+    )
     state = {n: seeded(n, shape, gentle=False) for n, shape in wide.items()}
     args, auxs = from_torch(state, unit, {"data": (2, 32, 14, 14)})
     data = np.random.RandomState(200).standard_normal((2, 32, 14, 14))

@@ -203,7 +203,7 @@ def test_real_network_trains_and_its_units_start_as_the_identity():
 def test_released_unit_can_start_as_the_identity():
     from network import GloRe_Unit
 
-    unit = GloRe_Unit(mx.sym.var("data"), num_in=8, num_mid=4, name="unit", ndim=2)
+    unit = GloRe_Unit(mx.sym.var("data"), num_in=8, name="unit", num_node=4, num_state=8, ndim=2)
     symbol = mx.sym.FullyConnected(mx.sym.flatten(unit), num_hidden=2, name="classifier")
     data = mx.nd.array(np.random.RandomState(0).standard_normal((2, 8, 5, 5)))
     node = unit.name
@@ -283,7 +283,6 @@ def test_the_graph_is_rewritten_for_training_on_a_cpu_only():
     assert "_to-4d" in nodes()
     assert "_to-4d" in nodes(ctx=[mx.cpu(1), mx.cpu(0)])
     assert "_to-4d" not in nodes(training=False)
-    assert "_to-4d" not in nodes(cpu_training=False)
     assert "_to-4d" not in build_block(net(), CONF).symbol.tojson()
 
 

@@ -7,7 +7,7 @@ from checkpoint.graph import load, save
 from mxnet_compat import mx
 from network import get_symbol
 from network.block import build_block
-from network.specs import CONTEXT_KINDS
+from network.symbol_context import CONTEXT_KINDS
 
 BLOCKS = (*CONTEXT_KINDS, "glore", "gc,nl,glore")
 # As small as the strides allow; dual path and 3D networks are in both lists.

@@ -22,8 +22,7 @@ from network.block import build_block
 from network.builder import resolve
 from network.initializer import initial_params
 from network.memory import MemoryProblem, activation_bytes, check_memory
-from network.specs import CONTEXT_KINDS
-from network.symbol_context import MODES
+from network.symbol_context import CONTEXT_KINDS, MODES
 
 SHAPES = {1: (2, 12, 10), 2: (2, 12, 4, 5), 3: (2, 12, 3, 4, 5)}
 DATA = mx.sym.Variable("data")
@@ -60,7 +59,9 @@ def golden_values(block):
 @pytest.mark.parametrize("fusion", ["add", "mul", "add+mul"])
 @pytest.mark.parametrize("pooling", ["att", "avg"])
 def test_context_block_matches_golden(golden, pooling, fusion):
-    block = context_block(DATA, 32, "block", ratio=0.25, pooling=pooling, fusion=fusion.split("+"))
+    block = context_block(
+        DATA, num_in=32, name="block", ratio=0.25, pooling=pooling, fusion=fusion.split("+")
+    )
     values, data = golden_values(block), noise((2, 32, 7, 9), 400)
     figures, key = golden("gcnet_open.npz"), f"gc_{pooling}_{fusion}"
     (out,) = evaluate(block, values, {"data": data})
@@ -70,7 +71,7 @@ def test_context_block_matches_golden(golden, pooling, fusion):
 
 @pytest.mark.parametrize("mode", ["embedded_gaussian", "dot_product"])
 def test_non_local_matches_golden(golden, mode):
-    block = NL_Block(DATA, 32, "block", mode=mode)
+    block = NL_Block(DATA, num_in=32, name="block", mode=mode)
     values, data = golden_values(block), noise((2, 32, 7, 9), 500)
     figures = golden("gcnet_open.npz")
     (out,) = evaluate(block, values, {"data": data})
@@ -169,11 +170,16 @@ def check_against(block, data, expected):
 )
 @pytest.mark.parametrize("ndim", [1, 2, 3])
 def test_context_block_equals_numpy(ndim, pooling, fusion, transform, layer_norm):
-    settings = (pooling, fusion, transform, layer_norm)
+    settings = {
+        "pooling": pooling,
+        "fusion": fusion,
+        "transform": transform,
+        "layer_norm": layer_norm,
+    }
     data = noise(SHAPES[ndim], 1)
-    block = context_block(DATA, 12, "block", 1 / 3, *settings, ndim=ndim)
+    block = context_block(DATA, num_in=12, name="block", ratio=1 / 3, ndim=ndim, **settings)
     flat = data.reshape(2, 12, -1).astype("f8")
-    values = check_against(block, data, lambda values: numpy_context(flat, values, *settings))
+    values = check_against(block, data, lambda values: numpy_context(flat, values, **settings))
     if transform == "bottleneck":
         assert values[f"block_{fusion[0]}-1_conv_weight"].shape == (4, 12, *(1,) * ndim)
 
@@ -183,7 +189,9 @@ def test_context_block_equals_numpy(ndim, pooling, fusion, transform, layer_norm
 @pytest.mark.parametrize("ndim", [1, 2, 3])
 def test_non_local_equals_numpy(ndim, mode, sub_sample):
     data = noise(SHAPES[ndim], 2)
-    block = NL_Block(DATA, 12, "block", mode, reduction=3, sub_sample=sub_sample, ndim=ndim)
+    block = NL_Block(
+        DATA, num_in=12, name="block", mode=mode, ratio=1 / 3, sub_sample=sub_sample, ndim=ndim
+    )
     values = check_against(
         block, data, lambda values: numpy_non_local(data, values, mode, sub_sample)
     )
@@ -199,7 +207,7 @@ def test_non_local_equals_numpy(ndim, mode, sub_sample):
 def test_gradients_agree_with_differences(make, ndim):
     data = noise(SHAPES[ndim], 3)
     options = {"ratio": 1 / 3} if make in (GC_Block, SE_Block) else {}
-    block = make(DATA, 12, "block", ndim=ndim, **options)
+    block = make(DATA, num_in=12, name="block", ndim=ndim, **options)
     values = random_values(block, data=data.shape)
     gradient = input_gradient(block, values, data)
     direction, step = noise(data.shape, 4), 2e-3
@@ -213,7 +221,9 @@ def test_gradients_agree_with_differences(make, ndim):
 
 def test_the_dense_form_of_se_is_the_same_function():
     data = noise((2, 12, 4, 5), 5)
-    dense, plain = (SE_Block(DATA, 12, "block", ratio=1 / 3, dense=d) for d in (True, False))
+    dense, plain = (
+        SE_Block(DATA, num_in=12, name="block", ratio=1 / 3, dense=d) for d in (True, False)
+    )
     values = random_values(dense, data=data.shape)
     assert {n: v.shape for n, v in values.items()} == {
         "block_fc1_weight": (4, 12),
@@ -235,7 +245,7 @@ def test_the_dense_form_of_se_is_the_same_function():
 def test_attention_over_many_positions_keeps_its_precision():
     # Equal scores: the context is the mean, whatever the number of positions.
     data = noise((1, 4, 300_000), 6) + 3
-    block = context_block(DATA, 4, "block", transform="1x1", ndim=1)
+    block = context_block(DATA, num_in=4, name="block", transform="1x1", ndim=1)
     values = random_values(block, data=data.shape)
     values["block_mask_conv_weight"][:] = 0
     values["block_add_conv_weight"] = np.eye(4, dtype="float32")[..., None]
@@ -247,17 +257,40 @@ def test_attention_over_many_positions_keeps_its_precision():
 @pytest.mark.parametrize(
     ("build", "message"),
     [
-        (lambda: GC_Block(DATA, 8, "b"), "ratio of 0.0625 leaves no hidden unit for 8 channels"),
-        (lambda: context_block(DATA, 8, "b", pooling="max"), "pooling 'max' is not one of: att"),
-        (lambda: context_block(DATA, 8, "b", fusion="sum"), "fusion 'sum' is not one of"),
-        (lambda: context_block(DATA, 8, "b", fusion=()), "must name 'add', 'mul' or each once"),
-        (lambda: context_block(DATA, 8, "b", transform="3x3"), "transform '3x3' is not one of"),
-        (lambda: context_block(DATA, 8, "b", 1, fusion=("add", "mul"), dense=True), "one fusion"),
-        (lambda: NL_Block(DATA, 8, "b", mode="dot"), "mode 'dot' is not one of: embedded_gaussian"),
-        (lambda: NL_Block(DATA, 8, "b", reduction=0), "reduction must be above 0"),
-        (lambda: NL_Block(DATA, 8, "b", reduction=9), "leaves no hidden unit"),
-        (lambda: SNL_Block(DATA, 8, "b", ndim=4), "ndim 4 is not 1, 2 or 3"),
-        (lambda: SNL_Block(DATA, 8.0, "b"), "num_in must be a positive integer"),
+        (
+            lambda: GC_Block(DATA, num_in=8, name="b"),
+            "ratio of 0.0625 leaves no hidden unit for 8 channels",
+        ),
+        (
+            lambda: context_block(DATA, num_in=8, name="b", pooling="max"),
+            "pooling 'max' is not one of: att",
+        ),
+        (
+            lambda: context_block(DATA, num_in=8, name="b", fusion="sum"),
+            "fusion 'sum' is not one of",
+        ),
+        (
+            lambda: context_block(DATA, num_in=8, name="b", fusion=()),
+            "must name 'add', 'mul' or each once",
+        ),
+        (
+            lambda: context_block(DATA, num_in=8, name="b", transform="3x3"),
+            "transform '3x3' is not one of",
+        ),
+        (
+            lambda: context_block(
+                DATA, num_in=8, name="b", ratio=1, fusion=("add", "mul"), dense=True
+            ),
+            "one fusion",
+        ),
+        (
+            lambda: NL_Block(DATA, num_in=8, name="b", mode="dot"),
+            "mode 'dot' is not one of: embedded_gaussian",
+        ),
+        (lambda: NL_Block(DATA, num_in=8, name="b", ratio=0), "ratio must be above 0"),
+        (lambda: NL_Block(DATA, num_in=8, name="b", ratio=1 / 9), "leaves no hidden unit"),
+        (lambda: SNL_Block(DATA, num_in=8, name="b", ndim=4), "ndim 4 is not 1, 2 or 3"),
+        (lambda: SNL_Block(DATA, num_in=8.0, name="b"), "num_in must be a positive integer"),
     ],
 )
 def test_wrong_settings_are_named(build, message):
@@ -272,7 +305,7 @@ def test_wrong_settings_are_named(build, message):
 @pytest.mark.parametrize("make", [GC_Block, SNL_Block, NL_Block])
 def test_blocks_that_add_start_as_the_identity_and_learn(make, ndim):
     shape = (2, 32) + (6,) * ndim
-    block = make(DATA, 32, "block", ndim=ndim)
+    block = make(DATA, num_in=32, name="block", ndim=ndim)
     values, _ = initial_params(block, {"data": shape}, seed=3)
     data = noise(shape, 7)
     assert np.array_equal(evaluate(block, values, {"data": data})[0], data)
@@ -290,7 +323,7 @@ def test_blocks_that_add_start_as_the_identity_and_learn(make, ndim):
 
 
 def test_weights_start_with_the_spread_of_gcnet():
-    block = GC_Block(NL_Block(DATA, 2048, "nl"), 2048, "gc")
+    block = GC_Block(NL_Block(DATA, num_in=2048, name="nl"), num_in=2048, name="gc")
     values, _ = initial_params(block, {"data": (1, 2048, 2, 2)})
     assert values["gc_mask_conv_weight"].std() == pytest.approx((2 / 2048) ** 0.5, rel=0.05)
     for tag in ("theta", "phi", "g"):
@@ -308,7 +341,9 @@ def blocks_of(name, **overrides):
 
 def contexts_of(name, **overrides):
     spec = resolve(name, **overrides)
-    return [(c.kind, c.width, dict(c.positions), c.inside) for c in spec.context]
+    return [
+        (c.kind, c.all_settings().get("ratio"), dict(c.positions), c.inside) for c in spec.context
+    ]
 
 
 EVERY = {3: (1, 2, 3, 4), 4: (1, 2, 3, 4, 5, 6), 5: (1, 2, 3)}
@@ -318,12 +353,12 @@ EVERY = {3: (1, 2, 3, 4), 4: (1, 2, 3, 4, 5, 6), 5: (1, 2, 3)}
     ("overrides", "expected"),
     [
         ({"block": "gc"}, [("gc", 1 / 16, EVERY, True)]),
-        ({"block": "GC", "block_ratio": "1/4"}, [("gc", 1 / 4, EVERY, True)]),
+        ({"block": "GC:ratio=1/4"}, [("gc", 1 / 4, EVERY, True)]),
         ({"block": "se"}, [("se", 1 / 16, {2: (1, 2, 3), **EVERY}, True)]),
         ({"block": "nl"}, [("nl", 1 / 2, {4: (5,)}, False)]),
         ({"block": "snl"}, [("snl", None, {4: (5,)}, False)]),
         (
-            {"block": "gc,nl", "block_ratio": 0.125},
+            {"block": "gc:ratio=0.125,nl:ratio=1/8"},
             [("gc", 0.125, EVERY, True), ("nl", 0.125, {4: (5,)}, False)],
         ),
         (
@@ -335,10 +370,10 @@ EVERY = {3: (1, 2, 3, 4), 4: (1, 2, 3, 4, 5, 6), 5: (1, 2, 3)}
         ),
         ({"block": "gc@4:5/after"}, [("gc", 1 / 16, {4: (5,)}, False)]),
         ({"block": "nl@c5"}, [("nl", 1 / 2, {5: (1, 2, 3)}, True)]),
-        ({"block": "nl", "block_positions": "c3-c5"}, [("nl", 1 / 2, EVERY, True)]),
-        ({"block": "nl", "block_positions": {4: [5, 1]}}, [("nl", 1 / 2, {4: (1, 5)}, False)]),
+        ({"block": "nl@c3-c5"}, [("nl", 1 / 2, EVERY, True)]),
+        ({"block": Context("nl", positions={4: [5, 1]})}, [("nl", 1 / 2, {4: (1, 5)}, False)]),
         (
-            {"block": Context("gc", "1/8", ((4, (2,)),)), "block_placement": "after"},
+            {"block": Context("gc", {"ratio": "1/8"}, ((4, (2,)),), "after")},
             [("gc", 1 / 8, {4: (2,)}, False)],
         ),
         (
@@ -380,7 +415,7 @@ def test_rows_are_their_base_with_blocks():
         ("RESNET50_SLOWONLY_GC5", "gc@3:2,4;4:2,4,6/after"),
         ("RESNET50_SLOWONLY_GC", "gc"),
     ):
-        graph, _ = get_symbol("RESNET50_SLOWONLY", block=block, block_ratio="1/4")
+        graph, _ = get_symbol("RESNET50_SLOWONLY", block=f"{block}:ratio=1/4")
         assert get_symbol(row)[0].tojson() == graph.tojson(), row
 
 
@@ -424,21 +459,21 @@ def test_a_block_behind_a_dual_path_block_is_the_identity_on_both_paths():
         ({"block": "gc@3:1;3:2"}, "names a stage twice"),
         ({"block": "gc@c5-c3"}, "name no block"),
         ({"block": "gc,gc"}, "names a kind twice"),
-        ({"block": "gc/before"}, "placement 'before' is not one of: inside, after"),
+        ({"block": "gc/before"}, "placement 'before' is not one of: after, inside"),
         ({"block": "glore/after"}, "takes no placement"),
         ({"block": "gc nl"}, "is not understood at 'gc nl'"),
         ({"block": 3.5}, "3.5 is neither a kind of block nor a Context"),
         ({"block": [7]}, "7 is neither a kind of block nor a Context"),
-        ({"block": "gc", "block_ratio": "1/0"}, "ratio must be a number or a fraction"),
-        ({"block": "gc", "block_ratio": "wide"}, "ratio must be a number or a fraction"),
-        ({"block": "gc", "block_ratio": 0}, "ratio must be a number from"),
-        ({"block": "snl", "block_ratio": 0.5}, "none of the network's blocks has a hidden layer"),
-        ({"block": Context("snl", 0.5)}, "snl has no hidden layer and takes no ratio"),
-        ({"block_ratio": 0.5}, "no context blocks that it could act on"),
-        ({"block": "gc", "nl_mode": "gaussian"}, "no Non-local block"),
-        ({"block": "nl", "nl_mode": "gauss"}, "nl_mode 'gauss' is not one of: gaussian"),
-        ({"block": "nl", "nl_sub_sample": 1}, "nl_sub_sample must be True or False"),
-        ({"block": "gc", "block_positions": 4}, "must be text such as 'c3-c5' or a mapping"),
+        ({"block": "gc:ratio=1/0"}, "ratio must be a number or a fraction"),
+        ({"block": "gc:ratio=wide"}, "ratio must be a number or a fraction"),
+        ({"block": "gc:ratio=0"}, "ratio must be a number from"),
+        ({"block": "snl:ratio=0.5"}, "snl has no setting 'ratio'; it takes none"),
+        ({"block": Context("snl", {"ratio": 0.5})}, "snl has no setting 'ratio'"),
+        ({"block_ratio": 0.5}, "Unknown option 'block_ratio'. Did you mean block"),
+        ({"block": "gc:mode=gaussian"}, "gc has no setting 'mode'; it takes ratio"),
+        ({"block": "nl:mode=gauss"}, "nl: mode 'gauss' is not one of: gaussian"),
+        ({"block": Context("nl", {"sub_sample": 1})}, "sub_sample must be True or False, not 1"),
+        ({"block": Context("gc", positions=4)}, "must be text such as 'c3-c5' or a mapping"),
     ],
 )
 def test_wrong_block_options_are_named(overrides, message):
@@ -452,7 +487,7 @@ def test_every_kind_has_a_row_of_defaults_and_a_builder():
 
 
 def test_non_local_options_reach_the_graph():
-    symbol, _ = get_symbol("resnet50", block="nl", nl_mode="concatenation", nl_sub_sample=True)
+    symbol, _ = get_symbol("resnet50", block="nl:mode=concatenation,sub_sample=true")
     names = symbol.get_internals().list_outputs()
     assert "conv4_B05_nl_theta-score_conv_weight" in names
     assert "conv4_B05_nl_phi-pool_output" in names
@@ -495,7 +530,7 @@ def test_scores_are_counted_and_limited():
     assert "5 Non-local blocks need at least 9.82 GiB to train, 1.00 GiB are free" in message
     assert "conv3_B02_nl, compares 6272 with 6272 positions for each of 16 samples" in message
     assert "sub_sample" in message
-    sampled, _ = get_symbol("RESNET50_SLOWONLY_NL5", nl_sub_sample=True)
+    sampled, _ = get_symbol("RESNET50_SLOWONLY", block="nl@3:2,4;4:2,4,6:sub_sample=true")
     quarter = check_memory(sampled, conf, limit=2**40)
     assert quarter == large + 3 * small // 4
     with pytest.raises(MemoryProblem) as caught:

@@ -94,7 +94,7 @@ def test_equals_numpy(width, spatial):
     shape = (2, 3, *spatial)
     values, states = seeded_values(symbol, shape)
     head = np.random.RandomState(8).standard_normal((2, 4, *spatial)).astype("float32")
-    out, grads, new = run(for_cpu_training(symbol, data=shape), values, states, head)
+    out, grads, new = run(for_cpu_training(symbol, {"data": shape}), values, states, head)
     want, want_grads, want_new = reference(values, states, head)
     np.testing.assert_allclose(out.reshape(want.shape), want, rtol=1e-4, atol=1e-4)
     for name, grad in want_grads.items():
@@ -116,13 +116,13 @@ def test_the_plain_graph_fails_where_this_one_trains(width):
     head = np.ones((2, 4, 3, 4, 5), "float32")
     with pytest.raises(mx.MXNetError, match="is_view"):
         run(symbol, values, states, head)
-    run(for_cpu_training(symbol, data=shape), values, states, head)
+    run(for_cpu_training(symbol, {"data": shape}), values, states, head)
 
 
 def test_one_4d_reference_of_a_3d_network():
     """A kernel of 1x3x3 on a clip is a 2-D convolution on its frames."""
     width, clip = 16, (2, 3, 4, 6, 6)
-    symbol = for_cpu_training(conv_bn_conv(width, (1, 3, 3)), data=clip)
+    symbol = for_cpu_training(conv_bn_conv(width, (1, 3, 3)), {"data": clip})
     values, states = seeded_values(symbol, clip)
     head = np.random.RandomState(9).standard_normal((2, 4, 4, 4, 4)).astype("float32")
     out, grads, new = run(symbol, values, states, head)
@@ -148,7 +148,7 @@ def test_training_reduces_the_loss(width):
     )
     symbol = mx.sym.SoftmaxOutput(mx.sym.flatten(symbol), name="softmax")
     shape = (8, 3, 4, 6, 6)
-    module = mx.mod.Module(for_cpu_training(symbol, data=shape))
+    module = mx.mod.Module(for_cpu_training(symbol, {"data": shape}))
     module.bind([("data", shape)], [("softmax_label", (8,))])
     mx.random.seed(1)
     module.init_params(mx.init.Xavier())
@@ -170,7 +170,7 @@ def test_training_reduces_the_loss(width):
 def test_names_order_attributes_and_outputs_are_kept():
     symbol, conf = get_symbol("TINY_GLORE", num_classes=5)
     shape = (1, *conf.data_shape)
-    rewritten = for_cpu_training(symbol, data=shape)
+    rewritten = for_cpu_training(symbol, {"data": shape})
     assert rewritten.list_arguments() == symbol.list_arguments()
     assert rewritten.list_auxiliary_states() == symbol.list_auxiliary_states()
     assert rewritten.list_outputs() == symbol.list_outputs()
@@ -183,13 +183,13 @@ def test_names_order_attributes_and_outputs_are_kept():
     for name, attributes in before.items():
         assert after[f"{name}_4d" if name in norms else name] == attributes
     assert rewritten.infer_shape(data=shape) == symbol.infer_shape(data=shape)
-    again = for_cpu_training(rewritten, data=shape)
+    again = for_cpu_training(rewritten, {"data": shape})
     assert again.tojson() == rewritten.tojson()
 
 
 def test_4d_norms_stay_as_they_are(golden):
     symbol = mx.sym.load(golden("released_resnet50_w-glore_2-3-symbol.json"))
-    rewritten = for_cpu_training(symbol, data=(1, 3, 224, 224))
+    rewritten = for_cpu_training(symbol, {"data": (1, 3, 224, 224)})
     assert rewritten.list_arguments() == symbol.list_arguments()
     changed = [
         node["name"]
@@ -200,14 +200,14 @@ def test_4d_norms_stay_as_they_are(golden):
     assert len(changed) == 10
     assert all("_GCN-" in name for name in changed)
     image = conv_bn_conv(16, (1, 1))
-    assert for_cpu_training(image, data=(1, 3, 4, 4)) is image
+    assert for_cpu_training(image, {"data": (1, 3, 4, 4)}) is image
 
 
 def test_heads_of_a_norm_and_of_several_outputs():
     data = mx.sym.var("data")
     norm = mx.sym.BatchNorm(data, fix_gamma=False, output_mean_var=True, name="bn")
     group = mx.sym.Group([data * 2, norm[0], norm[1]])
-    rewritten = for_cpu_training(group, data=(2, 8, 3, 4, 5))
+    rewritten = for_cpu_training(group, {"data": (2, 8, 3, 4, 5)})
     assert len(rewritten.list_outputs()) == 3
     value = np.random.RandomState(0).standard_normal((2, 8, 3, 4, 5)).astype("float32")
     results = []
@@ -226,11 +226,11 @@ def test_errors():
     data = mx.sym.var("data")
     norm = mx.sym.BatchNorm(data, name="odd", axis=2)
     with pytest.raises(GraphError, match="odd normalises axis 2"):
-        for_cpu_training(norm, data=(2, 8, 4))
+        for_cpu_training(norm, {"data": (2, 8, 4)})
     with pytest.raises(GraphError, match="odd.*give the shape of every input"):
-        for_cpu_training(norm)
+        for_cpu_training(norm, {})
     with pytest.raises(GraphError, match="does not take inputs"):
-        for_cpu_training(conv_bn_conv(4, (1, 1)), data=(2, 3, 4, 4, 4))
+        for_cpu_training(conv_bn_conv(4, (1, 1)), {"data": (2, 3, 4, 4, 4)})
 
 
 @pytest.mark.parametrize("spatial", [(9,), (4, 5), (2, 3, 4)])
@@ -238,7 +238,7 @@ def test_a_factor_per_channel_becomes_a_matrix_product(spatial):
     data, factor = mx.sym.var("data"), mx.sym.var("factor")
     plain = mx.sym.broadcast_mul(data, factor, name="scaled")
     shapes = {"data": (2, 8, *spatial), "factor": (2, 8, *(1,) * len(spatial))}
-    graph = for_cpu_training(plain, **shapes)
+    graph = for_cpu_training(plain, shapes)
     operators = [node["op"] for node in json.loads(graph.tojson())["nodes"]]
     assert "batch_dot" in operators
     assert "broadcast_mul" not in operators
@@ -259,4 +259,4 @@ def test_a_factor_per_channel_becomes_a_matrix_product(spatial):
 @pytest.mark.parametrize("factor", [(2, 8, 4, 5), (1, 8, 1, 1), (2, 1, 4, 5)])
 def test_other_products_stay(factor):
     plain = mx.sym.broadcast_mul(mx.sym.var("data"), mx.sym.var("factor"), name="scaled")
-    assert for_cpu_training(plain, data=(2, 8, 4, 5), factor=factor) is plain
+    assert for_cpu_training(plain, {"data": (2, 8, 4, 5), "factor": factor}) is plain

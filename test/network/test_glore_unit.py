@@ -56,7 +56,7 @@ def evaluate(symbol, values, inputs):
 
 def input_gradient(symbol, values, data):
     """Return d sum(out²) / d data in evaluation mode."""
-    block = block_of(for_cpu_training(symbol, data=data.shape), values, {"data": data})
+    block = block_of(for_cpu_training(symbol, {"data": data.shape}), values, {"data": data})
     array = mx.nd.array(data)
     array.attach_grad()
     with mx.autograd.record(train_mode=False):
@@ -79,7 +79,14 @@ def random_values(symbol, **inputs):
 @pytest.mark.parametrize("ndim", [1, 2, 3])
 def test_video_unit_matches_golden(golden, ndim, normalize):
     unit = GloRe_Unit(
-        mx.sym.Variable("data"), 32, 16, "unit", ndim=ndim, flavour="video", normalize=normalize
+        mx.sym.Variable("data"),
+        num_in=32,
+        name="unit",
+        num_node=16,
+        num_state=32,
+        ndim=ndim,
+        flavour="video",
+        normalize=normalize,
     )
     data = np.random.RandomState(200).standard_normal(SHAPES[ndim]).astype("float32")
     shapes = inferred(unit, data=data.shape)
@@ -123,7 +130,9 @@ def numpy_released(data, values, pooled=None):
 @pytest.mark.parametrize("ndim", [1, 2, 3])
 def test_released_unit_equals_a_numpy_reference(ndim):
     data = np.random.RandomState(1).standard_normal(SHAPES[ndim]).astype("float32")
-    unit = GloRe_Unit(mx.sym.Variable("data"), 32, 8, "unit", ndim=ndim, num_state=12, num_node=5)
+    unit = GloRe_Unit(
+        mx.sym.Variable("data"), num_in=32, name="unit", ndim=ndim, num_state=12, num_node=5
+    )
     values = random_values(unit, data=data.shape)
     assert values["unit_conv-state_conv_weight"].shape[:2] == (12, 32)
     assert values["unit_conv-proj_conv_weight"].shape[:2] == (5, 32)
@@ -135,7 +144,7 @@ def test_released_unit_equals_a_numpy_reference(ndim):
 def test_stride_pools_what_is_gathered_and_keeps_the_size():
     # 7 x 6 with windows of 2 x 3: the last row fills no window.
     data = np.random.RandomState(2).standard_normal((2, 32, 7, 6)).astype("float32")
-    unit = GloRe_Unit(mx.sym.Variable("data"), 32, 8, "unit", stride=(2, 3))
+    unit = GloRe_Unit(mx.sym.Variable("data"), num_in=32, name="unit", stride=(2, 3))
     values = random_values(unit, data=data.shape)
     (out,) = evaluate(unit, values, {"data": data})
 
@@ -151,7 +160,15 @@ def test_stride_pools_what_is_gathered_and_keeps_the_size():
 @pytest.mark.parametrize("ndim", [1, 2, 3])
 def test_strided_unit_trains(ndim, flavour):
     unit = GloRe_Unit(
-        mx.sym.Variable("data"), 32, 3, "unit", ndim, flavour, normalize=True, stride=(2,) * ndim
+        mx.sym.Variable("data"),
+        num_in=32,
+        name="unit",
+        num_node=3,
+        num_state=6,
+        ndim=ndim,
+        flavour=flavour,
+        normalize=True,
+        stride=(2,) * ndim,
     )
     data = np.random.RandomState(3).standard_normal(SHAPES[ndim]).astype("float32")
     values = random_values(unit, data=data.shape)
@@ -169,7 +186,9 @@ def test_strided_unit_trains(ndim, flavour):
 
 def test_stride_of_one_builds_the_plain_unit():
     data = mx.sym.Variable("data")
-    plain, strided = (GloRe_Unit(data, 32, 8, "unit", stride=stride) for stride in (None, (1, 1)))
+    plain, strided = (
+        GloRe_Unit(data, num_in=32, name="unit", stride=stride) for stride in (None, (1, 1))
+    )
     assert plain.tojson() == strided.tojson()
 
 
@@ -177,7 +196,7 @@ def test_dual_path_unit_reads_both_maps_and_adds_to_each():
     variables = [mx.sym.Variable("res"), mx.sym.Variable("den")]
     rng = np.random.RandomState(5)
     data = [rng.standard_normal((2, c, 5, 4)).astype("float32") for c in (16, 8)]
-    unit = mx.sym.Group(GloRe_Unit(variables, (16, 8), 4, "unit"))
+    unit = mx.sym.Group(GloRe_Unit(variables, num_in=(16, 8), name="unit"))
     inputs = dict(zip(("res", "den"), data))
     values = random_values(unit, **{name: array.shape for name, array in inputs.items()})
     assert {n for n in values if n.endswith("conv_weight")} == {
@@ -199,7 +218,7 @@ def test_dual_path_unit_reads_both_maps_and_adds_to_each():
 
 def test_dual_path_video_unit_has_a_blocker_per_path():
     variables = [mx.sym.Variable("res"), mx.sym.Variable("den")]
-    unit = mx.sym.Group(GloRe_Unit(variables, (16, 8), 4, "unit", flavour="video"))
+    unit = mx.sym.Group(GloRe_Unit(variables, num_in=(16, 8), name="unit", flavour="video"))
     shapes = inferred(unit, res=(2, 16, 5, 4), den=(2, 8, 5, 4))
     assert shapes["unit_res_blocker_bn_gamma"] == (16,)
     assert shapes["unit_den_blocker_bn_gamma"] == (8,)
@@ -214,7 +233,15 @@ def test_dual_path_video_unit_has_a_blocker_per_path():
 
 
 def test_normalized_states_do_not_depend_on_the_size_of_the_map():
-    unit = GloRe_Unit(mx.sym.Variable("data"), 8, 4, "unit", flavour="video", normalize=True)
+    unit = GloRe_Unit(
+        mx.sym.Variable("data"),
+        num_in=8,
+        name="unit",
+        num_node=4,
+        num_state=8,
+        flavour="video",
+        normalize=True,
+    )
     nodes = unit.get_internals()["unit_proj_output"]
     tile = np.random.RandomState(6).standard_normal((1, 8, 3, 3)).astype("float32")
     values = random_values(nodes, data=tile.shape)
@@ -236,4 +263,4 @@ def test_normalized_states_do_not_depend_on_the_size_of_the_map():
 )
 def test_wrong_arguments_are_named(arguments, message):
     with pytest.raises(UsageError, match=f"unit: .*{message}"):
-        GloRe_Unit(mx.sym.Variable("data"), 32, 8, "unit", **arguments)
+        GloRe_Unit(mx.sym.Variable("data"), num_in=32, name="unit", **arguments)

@@ -30,11 +30,14 @@ from network.memory import MemoryProblem
 DATA = mx.sym.Variable("data")
 # What makes the block, and the same as a graph called "u".
 PAIRS = {
-    "glore": (GloRe, lambda ndim: GloRe_Unit(DATA, 32, 8, "u", ndim=ndim, flavour="video")),
-    "gc": (GCBlock, lambda ndim: GC_Block(DATA, 32, "u", ndim=ndim)),
-    "snl": (SNLBlock, lambda ndim: SNL_Block(DATA, 32, "u", ndim=ndim)),
-    "se": (SEBlock, lambda ndim: SE_Block(DATA, 32, "u", ndim=ndim)),
-    "nl": (NonLocal, lambda ndim: NL_Block(DATA, 32, "u", ndim=ndim)),
+    "glore": (
+        GloRe,
+        lambda ndim: GloRe_Unit(DATA, num_in=32, name="u", ndim=ndim, flavour="video"),
+    ),
+    "gc": (GCBlock, lambda ndim: GC_Block(DATA, num_in=32, name="u", ndim=ndim)),
+    "snl": (SNLBlock, lambda ndim: SNL_Block(DATA, num_in=32, name="u", ndim=ndim)),
+    "se": (SEBlock, lambda ndim: SE_Block(DATA, num_in=32, name="u", ndim=ndim)),
+    "nl": (NonLocal, lambda ndim: NL_Block(DATA, num_in=32, name="u", ndim=ndim)),
 }
 CASES = pytest.mark.parametrize(("kind", "ndim"), [(k, n) for k in PAIRS for n in (1, 2, 3)])
 
@@ -120,7 +123,7 @@ def test_network_around_it_hybridizes_saves_and_exports(kind, ndim, tmp_path):
 
 
 def test_glore_block_gives_the_golden_output(golden):
-    block = GloRe(32, 16)
+    block = GloRe(32, num_node=16, num_state=32)
     shapes = {n: v.shape for n, v in block.collect_params().items()}
     names = {n: VIDEO_NAMES["unit" + n[len(block.name) :]] for n in shapes}
     values = {n: seeded(names[n], shapes[n], 0, False) for n in shapes}
@@ -132,7 +135,7 @@ def test_glore_block_gives_the_golden_output(golden):
 
 
 def test_gc_block_gives_the_golden_output(golden):
-    symbol = GC_Block(DATA, 32, "block", ratio=0.25)
+    symbol = GC_Block(DATA, num_in=32, name="block", ratio=0.25)
     block = GCBlock(32, ratio=0.25)
     block.load_unit(golden_values(symbol), "block")
     data = mx.nd.array(noise((2, 32, 7, 9), 400))

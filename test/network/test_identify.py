@@ -7,7 +7,7 @@ import pytest
 from checkpoint.params import param_shapes
 from mxnet_compat import mx
 from network import get_symbol, list_networks
-from network.identify import UnknownNetwork, infer_network
+from network.identify import UnknownNetwork, identify_network
 
 
 def built(name, num_classes=10, **overrides):
@@ -21,10 +21,10 @@ def nodes(symbol):
     return [(node["op"], node["name"], node.get("attrs"), node["inputs"]) for node in graph]
 
 
-@pytest.mark.parametrize("name", list_networks())
+@pytest.mark.parametrize("name", list_networks(study=True))
 def test_every_network_is_found_as_itself(name):
     symbol, shapes = built(name)
-    found = infer_network(shapes, symbol)
+    found = identify_network(shapes, symbol)
     assert (found.name, found.num_classes, found.overrides) == (name, 10, {})
 
 
@@ -45,20 +45,20 @@ OVERRIDDEN = [
 @pytest.mark.parametrize(("name", "overrides"), OVERRIDDEN)
 def test_overrides_are_found_node_by_node(name, overrides):
     symbol, shapes = built(name, **overrides)
-    found = infer_network(shapes, symbol)
+    found = identify_network(shapes, symbol)
     again, same = built(found.name, found.num_classes, **found.overrides)
     assert same == shapes
     assert nodes(again) == nodes(symbol)
 
 
 def test_what_was_found_is_told():
-    found = infer_network(built("resnet50_w-se_w-glore_0-3")[1]).found
+    found = identify_network(built("resnet50_w-se_w-glore_0-3")[1]).found
     assert found["blocks"] == (3, 4, 6, 3)
     assert found["num_mid"] == (64, 128, 256, 512)
     assert found["groups"] == 1
     assert found["GloRe units"] == {4: (1, 3, 5)}
     assert found["se blocks"] == 16
-    assert infer_network(built("dpn98")[1]).found["growth"] == (16, 32, 32, 128)
+    assert identify_network(built("dpn98")[1]).found["growth"] == (16, 32, 32, 128)
 
 
 def test_another_fixed_pooling_is_another_input_size():
@@ -66,7 +66,7 @@ def test_another_fixed_pooling_is_another_input_size():
     graph = json.loads(symbol.tojson())
     (pool,) = [node for node in graph["nodes"] if node["name"] == "global-pool"]
     pool["attrs"]["kernel"] = "(10, 10)"
-    found = infer_network(shapes, mx.sym.load_json(json.dumps(graph)))
+    found = identify_network(shapes, mx.sym.load_json(json.dumps(graph)))
     assert found.overrides == {"crop_size": (320, 320)}
 
 
@@ -76,7 +76,7 @@ def test_single_damaged_parameters_do_not_mislead(name):
     weights = [key for key in shapes if key.endswith(("conv_weight", "bn_gamma"))]
     for key in weights[1::9]:
         for damaged in ({**shapes, key: (5, *shapes[key][1:])}, without(shapes, key)):
-            assert infer_network(damaged).name == name
+            assert identify_network(damaged).name == name
 
 
 def without(shapes, key):
@@ -85,7 +85,7 @@ def without(shapes, key):
 
 def test_prefixes_are_seen_through():
     _, shapes = built("resnet18_w-glore_1-1")
-    found = infer_network({f"net_{name}": shape for name, shape in shapes.items()})
+    found = identify_network({f"net_{name}": shape for name, shape in shapes.items()})
     assert found.name == "resnet18_w-glore_1-1"
 
 
@@ -96,13 +96,13 @@ def test_other_networks_say_what_they_are_and_what_is_near():
         for name, shape in shapes.items()
     }
     with pytest.raises(UnknownNetwork) as caught:
-        infer_network(narrow, where="x.params")
+        identify_network(narrow, where="x.params")
     message = str(caught.value)
     assert "x.params holds no network of the table" in message
     assert "num_out (128, 256, 512, 1024)" in message
     assert "Nearest is resnet34, which has" in message
     with pytest.raises(UnknownNetwork, match="none of its 1 parameters .* fc1_weight"):
-        infer_network({"fc1_weight": (10, 5)})
+        identify_network({"fc1_weight": (10, 5)})
 
 
 def test_units_of_unequal_sizes_are_refused():
@@ -112,4 +112,4 @@ def test_units_of_unequal_sizes_are_refused():
         for name, shape in shapes.items()
     }
     with pytest.raises(UnknownNetwork, match=r"num_node \{3: 16, 4: 24\} by stage"):
-        infer_network(of_one)
+        identify_network(of_one)

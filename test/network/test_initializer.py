@@ -132,7 +132,7 @@ def test_own_rules_and_their_errors():
         initial_value("a_weight", (2,))
 
 
-@pytest.mark.parametrize("name", list_networks())
+@pytest.mark.parametrize("name", list_networks(study=True))
 def test_rules_cover_every_network(name):
     symbol, _ = get_symbol(name)
     names = symbol.list_arguments() + symbol.list_auxiliary_states()

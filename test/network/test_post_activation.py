@@ -9,7 +9,7 @@ from glore_common import GloReError, UsageError
 from mxnet_compat import mx
 from network import GloRe_Unit, get_symbol
 from network.block import build_block
-from network.identify import infer_network
+from network.identify import identify_network
 from network.initializer import UNITS, initial_params
 from network.pretrained import load_pretrained
 from network.summary import count
@@ -156,7 +156,7 @@ def test_parameters_of_resnet18_with_200_classes(overrides, params):
 def test_a_checkpoint_shows_which_unit_it_has(overrides):
     symbol, input_conf = get_symbol(SLIM, 10, **overrides)
     args, auxs = param_shapes(symbol, {"data": (1, *input_conf.data_shape)})
-    found = infer_network({**args, **auxs}, symbol)
+    found = identify_network({**args, **auxs}, symbol)
     assert (found.name, found.num_classes, found.overrides) == (SLIM, 10, overrides)
 
 
@@ -164,8 +164,7 @@ def unit_output(flavour, x, normalize=False, seed=0, values=None):
     """Return (output of a fresh unit with running statistics, its parameters)."""
     unit = GloRe_Unit(
         mx.sym.Variable("data"),
-        x.shape[1],
-        num_mid=2,
+        num_in=x.shape[1],
         name="unit",
         flavour=flavour,
         normalize=normalize,
