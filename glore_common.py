@@ -1,7 +1,6 @@
 """What every part of the port needs: errors a user can act on, safe files, progress, start-up.
 
-``network``, ``data`` and ``train`` never import one another; this module is below all three and
-imports none of them (nor MXNet).
+This module is below all rooms and imports none of them (nor MXNet).
 """
 
 import contextlib
@@ -9,14 +8,20 @@ import difflib
 import hashlib
 import logging
 import os
+import secrets
 import signal
 import sys
-import tempfile
 import time
+from collections.abc import Iterable, Iterator, Sized
+from typing import Callable, Optional, TypeVar, Union
 
 from tqdm import tqdm
 
 LOGGER = logging.getLogger("glore")
+# Names the folder in which the workers of a job leave word of what they do; see heartbeat_path.
+HEARTBEAT_FOLDER = "GLORE_HEARTBEAT_DIR"
+PathLike = Union[str, "os.PathLike[str]"]
+T = TypeVar("T")
 
 
 class GloReError(Exception):
@@ -34,17 +39,17 @@ class UsageError(GloReError):
     exit_code = 2
 
 
-def closest_first(name, known):
+def closest_first(name: str, known: Iterable[str]) -> list[str]:
     """Sort ``known`` names by likeness to ``name`` (nearest first, letter case ignored)."""
 
-    def distance(candidate):
+    def distance(candidate: str) -> tuple[float, str]:
         matcher = difflib.SequenceMatcher(None, name.lower(), candidate.lower())
         return (-matcher.ratio(), candidate)
 
     return sorted(known, key=distance)
 
 
-def sha256_of(path):
+def sha256_of(path: PathLike) -> str:
     """Return the SHA-256 of a file's content as a hexadecimal string."""
     digest = hashlib.sha256()
     with open(path, "rb") as stream:
@@ -54,7 +59,7 @@ def sha256_of(path):
 
 
 @contextlib.contextmanager
-def atomic_path(path):
+def atomic_path(path: PathLike) -> Iterator[str]:
     """Yield a temporary path beside ``path`` that replaces it when the block succeeds.
 
     The file is flushed to disk before the rename, so that ``path`` holds either its old content
@@ -66,45 +71,54 @@ def atomic_path(path):
     folder = os.path.dirname(path) or "."
     os.makedirs(folder, exist_ok=True)
     root, extension = os.path.splitext(os.path.basename(path))
-    handle, temporary = tempfile.mkstemp(prefix=f".{root}.", suffix=f".tmp{extension}", dir=folder)
-    os.close(handle)
+    temporary = os.path.join(folder, f".{root}.{secrets.token_hex(8)}.tmp{extension}")
+    # The kernel applies the umask. tempfile's files are private, and os.umask, which opening them
+    # up would take, changes it for all threads.
+    os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
     try:
         yield temporary
         with open(temporary, "rb") as stream:
             os.fsync(stream.fileno())
-        # mkstemp makes private files; give the result the permissions open() would have given it.
-        mask = os.umask(0)
-        os.umask(mask)
-        os.chmod(temporary, 0o666 & ~mask)
         os.replace(temporary, path)
     finally:
         with contextlib.suppress(FileNotFoundError):
             os.remove(temporary)
 
 
-def write_text(path, text):
+def write_text(path: PathLike, text: str) -> None:
     """Write ``text`` to ``path`` atomically, in UTF-8."""
     with atomic_path(path) as temporary, open(temporary, "w", encoding="utf-8") as stream:
         stream.write(text)
 
 
-def progress(iterable, label, total=None, every=10.0, unit="it"):
+def heartbeat_path(folder: str, worker: int) -> str:
+    """Return the file in which a worker (its number) tells a job's launcher what it does."""
+    return os.path.join(folder, f"worker-{worker}.json")
+
+
+def progress(
+    iterable: Iterable[T],
+    label: str,
+    total: Optional[int] = None,
+    every: float = 10.0,
+    unit: str = "it",
+) -> Iterator[T]:
     """Iterate with a progress bar on a terminal, and plain log lines elsewhere.
 
     Parameters
     ----------
-    iterable : iterable
+    iterable
         What to go through.
-    label : str
+    label
         Shown before the figures.
-    total : int, optional
+    total
         Number of items; ``len(iterable)`` when it has one.
-    every : float
+    every
         Seconds between log lines where there is no terminal.
-    unit : str
+    unit
         Name of one item.
     """
-    if total is None and hasattr(iterable, "__len__"):
+    if total is None and isinstance(iterable, Sized):
         total = len(iterable)
     if sys.stderr.isatty():
         yield from tqdm(iterable, desc=label, total=total, unit=unit, dynamic_ncols=True)
@@ -118,7 +132,9 @@ def progress(iterable, label, total=None, every=10.0, unit="it"):
             LOGGER.info("%s: %d%s %s", label, done, f"/{total}" if total else "", unit)
 
 
-def run_main(main, argv=None):
+def run_main(
+    main: Callable[[Optional[list[str]]], Optional[int]], argv: Optional[list[str]] = None
+) -> int:
     """Run a script's ``main(argv)`` and turn what it raises into a message and an exit code.
 
     Returns

@@ -39,6 +39,18 @@ def test_atomic_path_keeps_extension_and_usual_permissions(tmp_path):
     assert (tmp_path / "new" / "plot.png").stat().st_mode == plain.stat().st_mode
 
 
+def test_atomic_path_applies_the_umask_without_setting_it(tmp_path, monkeypatch):
+    before = os.umask(0o027)
+    try:
+        # Another thread's files would have the wrong permissions for as long as it is set.
+        monkeypatch.setattr(os, "umask", lambda mask: pytest.fail("the umask is the process's"))
+        write_text(tmp_path / "closed", "")
+    finally:
+        monkeypatch.undo()
+        os.umask(before)
+    assert (tmp_path / "closed").stat().st_mode & 0o777 == 0o640
+
+
 def test_sha256_of_known_content(tmp_path):
     path = tmp_path / "abc"
     path.write_bytes(b"abc")
