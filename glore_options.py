@@ -56,6 +56,7 @@ def option(
     choices: Optional[tuple] = None,
     metavar: Optional[str] = None,
     compare: bool = True,
+    repeated: bool = False,
 ) -> Any:
     """Declare an option: a field of an :class:`Options` class.
 
@@ -76,6 +77,9 @@ def option(
         How ``--help`` calls the value.
     compare
         Whether a resumed run says that it has another value than before.
+    repeated
+        Whether the flag may be given several times: the value is the tuple of all of them, and
+        ``kind`` reads one.
     """
     metadata = {
         "help": help,
@@ -84,6 +88,7 @@ def option(
         "choices": choices,
         "metavar": metavar,
         "compare": compare,
+        "repeated": repeated,
     }
     return dataclasses.field(default=default, metadata=metadata)
 
@@ -285,6 +290,8 @@ def _kind_of(group: Options, field: dataclasses.Field) -> Callable[[str], Any]:
         float: number(float),
         str: str,
     }
+    if field.metadata["repeated"] and members:
+        plain = members[0]  # of tuple[str, ...]
     if plain not in kinds:
         raise TypeError(f"{field.name} needs a kind: {annotation} is none that text is read as")
     return kinds[plain]
@@ -311,6 +318,8 @@ def _add_option(target, group: Options, field: dataclasses.Field) -> None:
         settings.update(nargs="?", const=True, metavar=facts["metavar"] or "BOOL")
     if facts["choices"] is not None:
         settings["choices"] = facts["choices"]
+    if facts["repeated"]:
+        settings["action"] = "append"
     target.add_argument(flag_of(field.name), *plain, help=text.replace("%", "%%"), **settings)
     for alias in facts["aliases"]:
         if isinstance(alias, Alias):
@@ -400,7 +409,12 @@ def read_config(path: str, options: JobOptions) -> dict[str, Any]:
         try:
             if isinstance(setting, dict):
                 raise ValueError("it is a section")
-            value = _kind_of(members, field)(_text_of(setting))
+            kind = _kind_of(members, field)
+            if field.metadata["repeated"]:
+                several = setting if isinstance(setting, list) else [setting]
+                value = tuple(kind(_text_of(item)) for item in several)
+            else:
+                value = kind(_text_of(setting))
             choices = field.metadata["choices"]
             if choices is not None and value not in choices:
                 raise ValueError(f"it must be one of: {', '.join(map(str, choices))}")
@@ -452,6 +466,8 @@ def parse(
                     settings.pop(other, None)
     settings.update(typed)
     for name, value in settings.items():
+        if known[name][1].metadata["repeated"]:
+            value = tuple(value)
         setattr(known[name][0], name, value)
     options.given = set(settings)
     options.command_line = shlex.join([os.path.basename(sys.argv[0]), *words])
