@@ -80,7 +80,8 @@ def option(
     const
         Its value when the flag stands alone; None: a value must follow.
     several
-        Whether it takes one or more words; the value is then a tuple.
+        Whether it takes several words, and may be given several times; the value is the tuple of
+        all, and ``kind`` reads one.
     positional
         Whether it may be given without its flag as well.
     compare
@@ -304,6 +305,8 @@ def _kind_of(group: Options, field: dataclasses.Field) -> Callable[[str], Any]:
         float: number(float),
         str: str,
     }
+    if field.metadata["several"] and members:
+        plain = members[0]  # of tuple[str, ...]
     if plain not in kinds:
         raise TypeError(f"{field.name} needs a kind: {annotation} is none that text is read as")
     return kinds[plain]
@@ -331,7 +334,7 @@ def _add_option(target, group: Options, field: dataclasses.Field) -> None:
     if facts["const"] is not None:
         settings.update(nargs="?", const=facts["const"])
     if facts["several"]:
-        settings.update(nargs="+")
+        settings.update(nargs="+", action="extend")
     if facts["choices"] is not None:
         settings["choices"] = facts["choices"]
     if facts["positional"]:
@@ -486,6 +489,8 @@ def parse(
                     settings.pop(other, None)
     settings.update(typed)
     for name, value in settings.items():
+        if known[name][1].metadata["several"]:
+            value = tuple(value)
         setattr(known[name][0], name, value)
     options.given = set(settings)
     options.command_line = shlex.join([os.path.basename(sys.argv[0]), *words])

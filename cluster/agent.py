@@ -9,8 +9,8 @@ standard library, and talks to it through its standard input:
   the ssh connection closes.
 
 Standard output is the process's own output (its standard error included); standard error carries
-lines of JSON for the launcher: ``{"port": N}``, ``{"pid": N}``, ``{"exit": N}`` (negative: the
-signal that killed it) and ``{"error": text}``.
+lines of JSON for the launcher: ``{"port": N}``, ``{"sees": bool}``, ``{"pid": N}``, ``{"exit": N}``
+(negative: the signal that killed it), ``{"warning": text}`` and ``{"error": text}``.
 
 What the process leaves running is found as well: this process becomes the parent of orphans
 (``PR_SET_CHILD_SUBREAPER``), and the process is told by the kernel to die with its parent
@@ -22,12 +22,14 @@ import ctypes
 import errno
 import json
 import os
+import re
 import select
 import signal
 import socket
 import subprocess
 import sys
 import time
+from typing import Any, Callable, NamedTuple, Optional
 
 PR_SET_PDEATHSIG = 1
 PR_SET_CHILD_SUBREAPER = 36
@@ -35,30 +37,30 @@ PR_SET_CHILD_SUBREAPER = 36
 KILL_PATIENCE = 10.0
 
 
-def _prctl(option, value):
+def _prctl(option: int, value: int) -> None:
     if sys.platform.startswith("linux"):
         ctypes.CDLL(None).prctl(option, value, 0, 0, 0)
 
 
-def adopt_orphans():
+def adopt_orphans() -> None:
     """Become the parent of what descendants leave behind when they end."""
     _prctl(PR_SET_CHILD_SUBREAPER, 1)
 
 
-def say(**content):
+def say(**content: Any) -> None:
     """Tell the launcher something; it may be gone."""
     with contextlib.suppress(OSError):
         os.write(2, (json.dumps(content) + "\n").encode())
 
 
-def own_address(peer):
+def own_address(peer: str) -> str:
     """Return this machine's address on the way to ``peer``; no packet is sent for it."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         probe.connect((peer, 9))
         return probe.getsockname()[0]
 
 
-def free_port(address, port=0):
+def free_port(address: str, port: int = 0) -> int:
     """Return a TCP port that nobody has at ``address``: ``port`` if given, else any.
 
     Raises OSError if it is taken, or the address is not this machine's.
@@ -71,7 +73,7 @@ def free_port(address, port=0):
         return probe.getsockname()[1]
 
 
-def stat_fields(pid):
+def stat_fields(pid: str) -> Optional[tuple[str, int, int]]:
     """Return (state, parent, session) of a process, or None when it is gone."""
     try:
         with open(f"/proc/{pid}/stat", "rb") as stream:
@@ -82,7 +84,7 @@ def stat_fields(pid):
     return fields[0].decode(), int(fields[1]), int(fields[3])
 
 
-def processes(fits):
+def processes(fits: Callable[[tuple[str, int, int]], bool]) -> list[int]:
     """Return the processes whose (state, parent, session) make ``fits`` true, but no zombies."""
     if not os.path.isdir("/proc/self"):
         return []
@@ -94,44 +96,76 @@ def processes(fits):
     return found
 
 
-def kill(pid, number=signal.SIGKILL, group=False):
+def kill(pid: int, number: int = signal.SIGKILL, group: bool = False) -> None:
     """Send a signal; the process may have gone."""
     with contextlib.suppress(ProcessLookupError, PermissionError):
         (os.killpg if group else os.kill)(pid, number)
 
 
-class Task:
+def visible_gpus(env: dict[str, str], count: Callable[[], int]) -> list[str]:
+    """Return the GPUs that CUDA would show a process: names as ``CUDA_VISIBLE_DEVICES`` has them.
+
+    ``count`` returns how many the machine has; it is asked where the variable is not set.
+    """
+    text = env.get("CUDA_VISIBLE_DEVICES")
+    if text is None:
+        return [str(number) for number in range(count())]
+    names = [name.strip() for name in text.split(",")]
+    # CUDA ignores what follows an invalid name, such as -1 or nothing.
+    valid = (number for number, name in enumerate(names) if not re.match(r"\d|GPU-|MIG-", name))
+    return names[: next(valid, len(names))]
+
+
+def count_gpus() -> int:
+    """Return the number of this machine's Nvidia GPUs."""
+    with contextlib.suppress(OSError):
+        return sum(bool(re.fullmatch(r"nvidia\d+", name)) for name in os.listdir("/dev"))
+    return 0
+
+
+def gpus_of(gpus: list[str], worker: int, workers: int) -> list[str]:
+    """Return the GPUs of one of the workers of a machine: equal shares, or else one for several."""
+    each = len(gpus) // workers
+    return gpus[worker * each : (worker + 1) * each] if each else [gpus[worker % len(gpus)]]
+
+
+class Task(NamedTuple):
     """What to run: the line of JSON with which the launcher begins.
 
-    Parameters
+    Attributes
     ----------
-    command : list of str
+    command
         Program and arguments.
-    env : dict
+    env
         Environment variables to set besides those here.
-    folder : str
+    folder
         Where to run it.
-    silence : float or None
-        Seconds without a word from the launcher after which it is taken for dead.
-    workers_here : int
-        Workers of this machine, which share its cores.
-    root_port : int or None
+    silence
+        Seconds without a word from the launcher after which it is taken for dead; None: never.
+    root_port
         For the scheduler: port to use, 0 for any that is free. Others: None.
+    workers_here
+        Workers of this machine, which share its cores.
+    gpu_share
+        Which of them this is, if they share its GPUs as well; None: it sees those that there are.
+    marker
+        A file of the launcher; whether it is seen here, ``sees`` says.
     """
 
-    def __init__(self, command, env, folder, silence, workers_here, root_port):
-        self.command = command
-        self.env = env
-        self.folder = folder
-        self.silence = silence
-        self.workers_here = workers_here
-        self.root_port = root_port
+    command: list[str]
+    env: dict[str, str]
+    folder: str
+    silence: Optional[float] = None
+    root_port: Optional[int] = None
+    workers_here: int = 1
+    gpu_share: Optional[int] = None
+    marker: Optional[str] = None
 
-    def environment(self):
+    def environment(self) -> dict[str, str]:
         """Return the process's environment; raises OSError if there is no port or address."""
         env = {**os.environ, **self.env}
         root = env.get("DMLC_PS_ROOT_URI")
-        if self.root_port is not None:
+        if self.root_port is not None and root is not None:
             env["DMLC_PS_ROOT_PORT"] = str(free_port(root, self.root_port))
             say(port=int(env["DMLC_PS_ROOT_PORT"]))
         if root is not None and not env.get("DMLC_INTERFACE"):
@@ -140,10 +174,17 @@ class Task:
         if self.workers_here > 1 and hasattr(os, "sched_getaffinity"):
             cores = len(os.sched_getaffinity(0))
             env.setdefault("OMP_NUM_THREADS", str(max(1, cores // self.workers_here)))
+        if self.gpu_share is not None:
+            gpus = visible_gpus(env, count_gpus)
+            if gpus:
+                own = gpus_of(gpus, self.gpu_share, self.workers_here)
+                env["CUDA_VISIBLE_DEVICES"] = ",".join(own)
+            if 0 < len(gpus) < self.workers_here and not self.gpu_share:
+                say(warning=f"{self.workers_here} workers share {len(gpus)} GPUs")
         return env
 
 
-def _before_exec():
+def _before_exec() -> None:
     os.setpgid(0, 0)
     # The signals' dispositions of this process are not the child's.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGPIPE):
@@ -154,7 +195,7 @@ def _before_exec():
         os._exit(1)
 
 
-def start(task):
+def start(task: Task) -> "subprocess.Popen[bytes]":
     """Start the task's process; raises OSError if that fails."""
     os.chdir(task.folder)
     return subprocess.Popen(
@@ -166,7 +207,7 @@ def start(task):
     )
 
 
-def end_all(process):
+def end_all(process: "subprocess.Popen[bytes]") -> list[int]:
     """Kill the process and all that it started; return the ones that do not go."""
     process.poll()
     kill(process.pid, group=True)
@@ -186,7 +227,7 @@ def end_all(process):
         time.sleep(0.01)
 
 
-def obey(line, process):
+def obey(line: bytes, process: "subprocess.Popen[bytes]") -> bool:
     """Do what a line of the launcher says; return whether to end the process."""
     words = line.split()
     if words[:1] == [b"signal"]:
@@ -194,7 +235,7 @@ def obey(line, process):
     return words[:1] == [b"kill"]
 
 
-def watch(process, silence, wake):
+def watch(process: "subprocess.Popen[bytes]", silence: Optional[float], wake: int) -> None:
     """Wait for the process, obeying the launcher; kill it when the launcher is gone."""
     buffer, heard = b"", time.monotonic()
     while process.poll() is None:
@@ -216,7 +257,7 @@ def watch(process, silence, wake):
             return
 
 
-def first_line():
+def first_line() -> Optional[bytes]:
     """Read the first line of the launcher, and no more."""
     line = b""
     while not line.endswith(b"\n"):
@@ -227,11 +268,11 @@ def first_line():
     return line
 
 
-def main():
+def main() -> int:
     """Run the task that standard input names."""
     # The launcher decides about Ctrl-C and the like.
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGPIPE):
-        signal.signal(number, signal.SIG_IGN)
+    for ignored in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGPIPE):
+        signal.signal(ignored, signal.SIG_IGN)
     line = first_line()
     if line is None:
         return 1
@@ -241,6 +282,8 @@ def main():
     signal.set_wakeup_fd(woken, warn_on_full_buffer=False)
     signal.signal(signal.SIGCHLD, lambda *_: None)
     task = Task(**json.loads(line))
+    if task.marker is not None:
+        say(sees=os.path.exists(task.marker))
     try:
         process = start(task)
     except (OSError, subprocess.SubprocessError) as error:

@@ -5,9 +5,10 @@ import os
 import re
 import socket
 import subprocess
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple, Optional
 
-from glore_common import UsageError
+from glore_common import PathLike, UsageError
 
 from .agent import own_address
 
@@ -22,12 +23,8 @@ class Host(NamedTuple):
     slots: int
 
 
-def read_hosts(path):
+def read_hosts(path: PathLike) -> list[Host]:
     """Read a ``Hosts`` file: one ``name`` or ``name slots=N`` a line; ``#`` begins a comment.
-
-    Returns
-    -------
-    list of Host
 
     Raises
     ------
@@ -39,14 +36,14 @@ def read_hosts(path):
             lines = stream.read().splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"the list of hosts cannot be read: {error}") from error
-    hosts = []
+    hosts: list[Host] = []
     for number, line in enumerate(lines, 1):
         if not line.strip() or line.lstrip().startswith("#"):
             continue
         match = _LINE.fullmatch(line.strip())
         slots = int(match["slots"] or 1) if match else 0
         # ssh would take a name that begins with a dash for an option.
-        if not slots or match["name"].startswith("-"):
+        if match is None or not slots or match["name"].startswith("-"):
             raise UsageError(f"{path}:{number}: {line.strip()!r} is no 'NAME' or 'NAME slots=N'")
         if any(host.name == match["name"] for host in hosts):
             raise UsageError(f"{path}:{number}: {match['name']} is there twice; use slots=N")
@@ -56,7 +53,7 @@ def read_hosts(path):
     return hosts
 
 
-def place(hosts, workers, servers):
+def place(hosts: list[Host], workers: int, servers: int) -> tuple[list[Host], list[Host]]:
     """Return the host of each worker (filled slot by slot) and of each server (one by one).
 
     Raises
@@ -73,7 +70,7 @@ def place(hosts, workers, servers):
     return slots[:workers], [hosts[index % len(hosts)] for index in range(servers)]
 
 
-def address_of(host, ssh=("ssh",)):
+def address_of(host: Host, ssh: Sequence[str] = ("ssh",)) -> str:
     """Return the IPv4 address of a host's name as ssh knows it.
 
     Raises
@@ -92,17 +89,17 @@ def address_of(host, ssh=("ssh",)):
         if line.startswith("hostname "):
             name = line.split()[1]
     try:
-        return socket.getaddrinfo(name, None, socket.AF_INET)[0][4][0]
+        return str(socket.getaddrinfo(name, None, socket.AF_INET)[0][4][0])
     except OSError as error:
         raise UsageError(f"the host {host.name} has no address: {error}") from error
 
 
-def is_loopback(address):
+def is_loopback(address: str) -> bool:
     """Return whether an address is reached from its own machine only."""
     return ipaddress.ip_address(address).is_loopback
 
 
-def routed_address():
+def routed_address() -> str:
     """Return this machine's address towards other machines."""
     try:
         # A documentation address (RFC 5737): the route alone is asked for.
@@ -125,7 +122,8 @@ class Member(NamedTuple):
 
 
 # Rank, size, job and step, number of machines, or processes on this machine, of each starter.
-_MEMBERS = {
+_Names = tuple[tuple[str, str, Optional[str], Optional[str]], Optional[str], Optional[str]]
+_MEMBERS: dict[str, _Names] = {
     "slurm": (
         ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_JOB_ID", "SLURM_STEP_ID"),
         "SLURM_STEP_NUM_NODES",
@@ -141,14 +139,14 @@ _MEMBERS = {
 }
 
 
-def member(launcher, environment=None):
+def member(launcher: str, environment: Optional[Mapping[str, str]] = None) -> Optional[Member]:
     """Return what Slurm's or MPI's environment variables say, or None outside of their jobs.
 
     Parameters
     ----------
-    launcher : {'slurm', 'mpi'}
-        Whose.
-    environment : dict, optional
+    launcher
+        Whose: ``slurm`` or ``mpi``.
+    environment
         ``os.environ`` by default.
 
     Raises
@@ -162,7 +160,7 @@ def member(launcher, environment=None):
         # Within sbatch, outside of srun, SLURM_PROCID is set as well, but no step.
         if rank not in env or (step is not None and step not in env):
             continue
-        if kind == "slurm" and not env[step].isdigit():
+        if step is not None and not env[step].isdigit():
             continue
         try:
             number, count = int(env[rank]), int(env[size])

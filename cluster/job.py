@@ -6,6 +6,7 @@ to its own log file; that of worker 0 to the terminal too.
 
 import collections
 import contextlib
+import dataclasses
 import json
 import logging
 import os
@@ -14,14 +15,14 @@ import signal
 import subprocess
 import sys
 import time
-from typing import NamedTuple, Optional
+from typing import IO, Any, Callable, NamedTuple, Optional
 
 from . import agent
 
 LOGGER = logging.getLogger("glore.cluster")
 AGENT = os.path.abspath(agent.__file__)
 # Seconds between words to an agent, and its patience without one: a dead network is noticed.
-HEARTBEAT = 3.0
+WORD_EVERY = 3.0
 SILENCE = 18.0
 # Seconds that processes have to end by themselves: after the last worker, or after a failure that
 # the others may have met as well and want to tell of.
@@ -42,37 +43,44 @@ SCHEDULER, SERVER, WORKER = "scheduler", "server", "worker"
 STARTER = "starter"
 
 
-class Role(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Role:
     """One process of a job.
 
     Attributes
     ----------
-    kind : str
+    kind
         ``scheduler``, ``server``, ``worker`` or ``starter``.
-    index : int
+    index
         Among those of its kind.
-    command : list of str
+    command
         What to run.
-    env : dict
+    env
         Environment variables of its own.
-    host : str or None
+    host
         ssh's name of its machine; None for this one.
-    root_port : int or None
+    root_port
         For the scheduler: the port to use, 0 for any.
-    workers_here : int
+    workers_here
         Workers of its machine.
+    gpu_share
+        Which of their shares of the machine's GPUs it takes; None: it sees all of them.
+    marker
+        A file on this machine; whether its machine sees it, too, becomes known.
     """
 
     kind: str
     index: int
-    command: list
-    env: dict
+    command: list[str]
+    env: dict[str, str]
     host: Optional[str] = None
     root_port: Optional[int] = None
     workers_here: int = 1
+    gpu_share: Optional[int] = None
+    marker: Optional[str] = None
 
     @property
-    def name(self):
+    def name(self) -> str:
         """Name for messages and log files."""
         return self.kind if self.kind in (SCHEDULER, STARTER) else f"{self.kind} {self.index}"
 
@@ -82,11 +90,11 @@ class Failure(NamedTuple):
 
     Attributes
     ----------
-    message : str
+    message
         Names the process and says what became of it.
-    code : int
+    code
         Exit code for the launcher.
-    again : bool
+    again
         Whether starting again could help.
     """
 
@@ -100,26 +108,39 @@ class Child:
 
     Parameters
     ----------
-    role : Role
-    starter : list of str
+    role
+    starter
         What runs the agent: an interpreter here, or ssh.
-    log : binary file
+    log
         Where its output goes.
-    echo : bool
+    echo
         Whether the terminal gets it as well.
+
+    Attributes
+    ----------
+    port, pid, exit, sees, errors
+        What the agent said: the scheduler's port, the process and how it ended, whether the role's
+        marker is seen there, and what went wrong; None, or empty, until then.
+    died_at : float or None
+        When the process ended, as far as is known, on the monotonic clock.
     """
 
-    def __init__(self, role, starter, log, echo):
+    def __init__(self, role: Role, starter: list[str], log: IO[bytes], echo: bool) -> None:
         self.role = role
         self.log = log
         self.echo = echo
-        self.tail = collections.deque(maxlen=TAIL)
-        self.said = []  # what the agent, or ssh, said that was no news: reasons of failures
-        self.port = self.pid = self.exit = self.died_at = None
-        self.errors = []
-        self._partial = {}
+        self.tail: collections.deque[str] = collections.deque(maxlen=TAIL)
+        # What the agent, or ssh, said that was no news: reasons of failures.
+        self.said: list[str] = []
+        self.port: Optional[int] = None
+        self.pid: Optional[int] = None
+        self.exit: Optional[int] = None
+        self.sees: Optional[bool] = None
+        self.died_at: Optional[float] = None
+        self.errors: list[str] = []
+        self._partial: dict[str, bytes] = {}
         self._spoke = time.monotonic()
-        self._ended = None
+        self._ended: Optional[float] = None
         self.open = 2
         self.popen = subprocess.Popen(
             starter,
@@ -131,7 +152,7 @@ class Child:
         )
 
     @property
-    def done(self):
+    def done(self) -> bool:
         """Whether the agent has ended and everything it said has been read."""
         if self.popen.poll() is None:
             return False
@@ -140,30 +161,31 @@ class Child:
         # If the agent was killed, what it left running may hold the pipes open.
         return not self.open or time.monotonic() - self._ended > READ_PATIENCE
 
-    def send(self, line):
+    def send(self, line: bytes) -> None:
         """Say something to the agent; it may have gone."""
+        assert self.popen.stdin is not None
         with contextlib.suppress(OSError, ValueError):
             self.popen.stdin.write(line + b"\n")
             self.popen.stdin.flush()
             self._spoke = time.monotonic()
 
-    def heartbeat(self):
+    def keep_alive(self) -> None:
         """Tell the agent that the launcher lives, if it is time."""
-        if time.monotonic() - self._spoke > HEARTBEAT:
+        if time.monotonic() - self._spoke > WORD_EVERY:
             self.send(b"")
 
-    def begin(self, task):
+    def begin(self, task: agent.Task) -> None:
         """Tell the agent what to run."""
-        self.send(json.dumps(task).encode())
+        self.send(json.dumps(task._asdict()).encode())
 
-    def _lines(self, stream, data):
+    def _lines(self, stream: str, data: bytes) -> list[str]:
         *lines, rest = (self._partial.get(stream, b"") + data).split(b"\n")
         if not data and rest:
             lines, rest = [rest], b""
         self._partial[stream] = rest
         return [line.decode("utf-8", "replace") for line in lines]
 
-    def take_output(self, data):
+    def take_output(self, data: bytes) -> None:
         """Write the process's output to the log, and to the terminal for worker 0."""
         self.log.write(data)
         self.log.flush()
@@ -174,7 +196,7 @@ class Child:
                 sys.stdout.buffer.flush()
         self.tail.extend(line for line in self._lines("output", data) if line.strip())
 
-    def take_news(self, data):
+    def take_news(self, data: bytes) -> None:
         """Read what the agent reports; other text (of ssh) is kept for messages."""
         for line in self._lines("news", data):
             try:
@@ -188,23 +210,26 @@ class Child:
             self.port = news.get("port", self.port)
             self.pid = news.get("pid", self.pid)
             self.exit = news.get("exit", self.exit)
+            self.sees = news.get("sees", self.sees)
             if self.exit is not None and self.died_at is None:
                 self.died_at = time.monotonic()
             if "error" in news:
                 self.errors.append(news["error"])
+            if "warning" in news:
+                LOGGER.warning("%s%s: %s", self.role.name, self.where(), news["warning"])
 
-    def where(self):
+    def where(self) -> str:
         """Return where it ran, for messages."""
         parts = [f"on {self.role.host}"] if self.role.host else []
         parts += [f"process {self.pid}"] if self.pid else []
         return f" ({', '.join(parts)})" if parts else ""
 
     @property
-    def crashed(self):
+    def crashed(self) -> bool:
         """Whether the process, or its agent, went without an exit code of its own."""
         return self.exit is None or self.exit < 0
 
-    def problem(self):
+    def problem(self) -> Optional[str]:
         """Return what went wrong once it is done, or None after an exit with code 0."""
         name = f"{self.role.name}{self.where()}"
         if self.exit == 0 and not self.errors:
@@ -227,9 +252,9 @@ class Child:
         how = f"by signal {-code} ({_signal_name(-code)})" if code < 0 else f"with exit code {code}"
         return f"{name} is gone: its agent ended {how}{reason}"
 
-    def failure(self):
+    def failure(self) -> Failure:
         """Return :class:`Failure` for a problem."""
-        message = self.problem()
+        message = str(self.problem())
         shown = [line for line in self.tail if line.strip()]
         # Worker 0's last lines are on the terminal already.
         if shown and not self.echo:
@@ -241,15 +266,15 @@ class Child:
         # Wrong usage stays wrong.
         return Failure(message, code, again=code != 2)
 
-    def close(self):
+    def close(self) -> None:
         """Let go of the agent's pipes."""
-        for stream in (self.popen.stdin, self.popen.stdout, self.popen.stderr):
+        for stream in filter(None, (self.popen.stdin, self.popen.stdout, self.popen.stderr)):
             with contextlib.suppress(OSError):
                 stream.close()
         self.log.close()
 
 
-def _signal_name(number):
+def _signal_name(number: int) -> str:
     try:
         return signal.Signals(number).name
     except ValueError:
@@ -269,23 +294,23 @@ class Stop:
 
     NUMBERS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 
-    def __init__(self):
-        self.number = None
+    def __init__(self) -> None:
+        self.number: Optional[int] = None
         self.count = 0
-        self._before = {}
+        self._before: dict[int, Any] = {}
 
-    def __enter__(self):
+    def __enter__(self) -> "Stop":
         for number in self.NUMBERS:
             # nohup ignores SIGHUP, and means it.
             if signal.getsignal(number) is not signal.SIG_IGN:
                 self._before[number] = signal.signal(number, self._remember)
         return self
 
-    def __exit__(self, *_):
+    def __exit__(self, *_: object) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
-    def _remember(self, number, _frame):
+    def _remember(self, number: int, _frame: object) -> None:
         # mpirun and srun pass SIGUSR1 on and give time; it stands for SIGTERM.
         number = signal.SIGTERM if number == signal.SIGUSR1 else number
         self.number = self.number or number
@@ -297,24 +322,33 @@ class Job:
 
     Parameters
     ----------
-    roles : list of Role
+    roles
         The scheduler, if there is one, first: the others are told its port.
-    log_dir : str
+    log_dir
         Folder of the log files, which exists; they are appended to.
-    agent_command : callable
+    agent_command
         Role -> command that runs the agent.
-    folder : str
+    folder
         Where the processes run.
-    stop : Stop
+    stop
         Who may end it.
-    grace : float
+    grace
         Seconds that workers have to save after a signal.
-    watch : callable, optional
+    watch
         Called about once a second with the worker processes that still run; may return a
         :class:`Failure` to end the job.
     """
 
-    def __init__(self, roles, log_dir, agent_command, folder, stop, grace, watch=None):
+    def __init__(
+        self,
+        roles: list[Role],
+        log_dir: str,
+        agent_command: Callable[[Role], list[str]],
+        folder: str,
+        stop: Stop,
+        grace: float,
+        watch: Optional[Callable[[list[Child]], Optional[Failure]]] = None,
+    ) -> None:
         self.roles = roles
         self.log_dir = log_dir
         self.agent_command = agent_command
@@ -322,20 +356,14 @@ class Job:
         self.stop = stop
         self.grace = grace
         self.watch = watch
-        self.children = []
+        self.children: list[Child] = []
         self._selector = selectors.DefaultSelector()
         self._told = 0
-        self._saved_by = None
-        self._early_since = None
+        self._saved_by: Optional[float] = None
+        self._early_since: Optional[float] = None
 
-    def run(self):
-        """Run to the end.
-
-        Returns
-        -------
-        Failure or None
-            None on success.
-        """
+    def run(self) -> Optional[Failure]:
+        """Run to the end; return None on success."""
         agent.adopt_orphans()
         try:
             return self._start() or self._supervise()
@@ -371,14 +399,16 @@ class Job:
             os.set_blocking(stream.fileno(), False)
             self._selector.register(stream, selectors.EVENT_READ, (child, take))
         child.begin(
-            {
-                "command": list(role.command),
-                "env": {**role.env, **extra},
-                "folder": self.folder,
-                "silence": SILENCE if role.host else None,
-                "workers_here": role.workers_here,
-                "root_port": role.root_port,
-            }
+            agent.Task(
+                command=role.command,
+                env={**role.env, **extra},
+                folder=self.folder,
+                silence=SILENCE if role.host else None,
+                root_port=role.root_port,
+                workers_here=role.workers_here,
+                gpu_share=role.gpu_share,
+                marker=role.marker,
+            )
         )
         return child
 
@@ -395,7 +425,7 @@ class Job:
                 child.open -= 1
         for child in self.children:
             if child.role.host:
-                child.heartbeat()
+                child.keep_alive()
 
     def _running(self, *kinds):
         return [c for c in self.children if not c.done and (not kinds or c.role.kind in kinds)]

@@ -4,151 +4,142 @@ The engine is MXNet's own parameter server (ps-lite). MXNet's wheel has a tools/
 the dmlc_tracker that does its work. See docs/cluster.md.
 """
 
-import argparse
 import contextlib
+import dataclasses
 import datetime
-import json
 import logging
 import os
+import secrets
 import shlex
 import shutil
 import sys
 import time
+from collections.abc import Sequence
+from typing import Callable, Optional
 
-from cluster import hosts, job
+from cluster import hosts, job, rendezvous
 from cluster.agent import free_port, own_address
-from cluster.watch import Watch
-from glore_common import GloReError, UsageError, write_text
-from train import heartbeat as progress
+from cluster.hosts import Member
+from cluster.watch import Watch, heartbeat_folder, read_heartbeat
+from glore_common import HEARTBEAT_FOLDER, UsageError, run_main
+from glore_options import JobOptions, Options, count, group, number, option, parse, positive_int
 
 LOGGER = logging.getLogger("glore.cluster")
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 LAUNCHERS = ("local", "ssh", "slurm", "mpi")
-JOB = "GLORE_JOB"
-# Beginnings of environment variables that go to other machines.
+# Environment variables: name of the job, and of one attempt at it, which no other has.
+JOB, RUN = "GLORE_JOB", "GLORE_RUN"
+# Beginnings of environment variables that go to other machines, and PATH.
 PASSED_ON = ("DMLC_", "PS_", "MXNET_", "NNVM_", "OMP_", "CUDA_", "NCCL_", "GLORE_", "PYTHON")
 # Options of the training scripts that say where to start, and do not go with another start.
 STARTS = ("--resume", "--resume-epoch", "--load-epoch", "--overwrite")
-ADDRESS_PATIENCE = 120.0
+# Those that choose a worker's GPUs.
+GPUS = ("--gpus", "--gpu-id")
+EXAMPLE = "The command follows --, as in: -n 2 -s 1 -- python train_kinetics.py --dataset Demo"
 FORMAT = "%(asctime)s %(levelname)s: %(message)s"
 SSH = ("ssh", "-o", "BatchMode=yes", "-o", "ConnectTimeout=10")
 SSH_ALIVE = ("-o", "ServerAliveInterval=5", "-o", "ServerAliveCountMax=3")
 
-
-# Not jobs.arguments' types: these would import MXNet, which the launcher does without.
-def _count(low):
-    def convert(text):
-        value = int(text)
-        if value < low:
-            raise argparse.ArgumentTypeError(f"{text} is out of range: it must be {low} or more")
-        return value
-
-    convert.__name__ = "whole number"
-    return convert
+# Machines of the workers and of the servers.
+Places = tuple[Sequence[Optional[str]], Sequence[Optional[str]]]
+seconds = number(float, 0.0)
 
 
-def _seconds(text):
-    value = float(text)
-    if not 0 <= value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text!r} is no number of seconds")
-    return value
+@dataclasses.dataclass
+class LaunchOptions(Options):
+    """How many processes, where, and what becomes of them; the command follows ``--``."""
 
+    title = "processes and machines"
 
-def get_parser():
-    """Return the argument parser; the command follows ``--``."""
-    parser = argparse.ArgumentParser(
-        description=__doc__.split("\n\n")[0],
-        usage="%(prog)s [options] -n WORKERS [-s SERVERS] -- COMMAND ...",
-        allow_abbrev=False,
-    )
-    parser.add_argument("--launcher", choices=LAUNCHERS, default="local", help="default: local")
-    parser.add_argument("-n", "--num-workers", type=_count(1), required=True)
-    parser.add_argument(
-        "-s",
-        "--num-servers",
-        type=_count(0),
-        help="default: as many as workers; 0: no parameter server at all",
-    )
-    parser.add_argument(
-        "-H", "--hosts", default="Hosts", help="for ssh and mpi: a host a line (default: Hosts)"
-    )
-    parser.add_argument(
-        "--max-restarts",
-        type=_count(0),
-        default=0,
+    launcher: str = option("local", "who starts processes on other machines", choices=LAUNCHERS)
+    num_workers: int = option(
+        0,
+        "processes that run the command (default: none, say how many)",
+        kind=positive_int,
+        aliases=("-n",),
         metavar="N",
-        help="start again after a failure, so often, from the newest checkpoint that is whole",
     )
-    parser.add_argument(
-        "--restart-args",
-        type=shlex.split,
-        default=["--resume", "auto"],
+    num_servers: int = option(
+        -1,
+        "MXNet's servers (default: as many as workers); 0: no parameter server at all",
+        kind=count,
+        aliases=("-s",),
+        metavar="N",
+    )
+    hosts: str = option("Hosts", "for ssh and mpi: file with a host a line", aliases=("-H",))
+    max_restarts: int = option(
+        0,
+        "start again after a failure, so often, from the newest checkpoint that is whole",
+        kind=count,
+        metavar="N",
+    )
+    restart_args: str = option(
+        "--resume auto",
+        "what a restarted command gets in place of its own --resume and the like",
         metavar="TEXT",
-        help="what a restarted command gets in place of its own --resume and the like "
-        "(default: --resume auto)",
     )
-    parser.add_argument(
-        "--grace",
-        type=_seconds,
-        default=60.0,
-        help="seconds that workers have to save after Ctrl-C or SIGTERM (default: 60)",
+    grace: float = option(
+        60.0, "seconds that workers have to save after Ctrl-C or SIGTERM", kind=seconds
     )
-    parser.add_argument(
-        "--stall-warning",
-        type=_seconds,
-        default=120.0,
+    stall_warning: float = option(
+        120.0,
+        "say so when a worker has not got on for so many seconds; 0: never",
+        kind=seconds,
         metavar="S",
-        help="say so when a worker has not got on for so many seconds (default: 120)",
     )
-    parser.add_argument(
-        "--stall-limit",
-        type=_seconds,
-        default=0.0,
-        metavar="S",
-        help="and end (or restart) the job after so many; 0: never (default)",
+    stall_limit: float = option(
+        0.0, "and end (or restart) the job after so many; 0: never", kind=seconds, metavar="S"
     )
-    parser.add_argument(
-        "--port",
-        type=_count(1),
-        help="of the scheduler (default: one that is free)",
-    )
-    parser.add_argument(
-        "--env",
-        action="append",
-        default=[],
-        metavar="NAME[=VALUE]",
-        help="pass this variable on to other machines as well (always passed on: "
+    port: int = option(0, "of the scheduler; 0: one that is free", kind=number(int, 0, 65535))
+    env: tuple[str, ...] = option(
+        (),
+        "pass this variable on to other machines as well (always passed on: PATH, "
         + ", ".join(f"{name}*" for name in PASSED_ON)
         + ")",
+        metavar="NAME[=VALUE]",
+        several=True,
     )
-    parser.add_argument(
-        "--log-dir",
-        help="folder of the log files, one for each process (default: ./exps/logs/dist/JOB)",
+    log_dir: str = option(
+        "", "folder of the log files, one for each process (default: ./exps/logs/dist/JOB)"
     )
-    parser.add_argument("--job", help="name of the job (default: made from the time)")
-    parser.add_argument(
-        "--ssh-option",
-        action="append",
-        default=[],
-        metavar="OPTION",
-        help="more options for ssh, e.g. --ssh-option=-p2222",
+    job: str = option("", "name of the job (default: made from the time)")
+    ssh_option: tuple[str, ...] = option(
+        (), "more options for ssh, e.g. --ssh-option=-p2222", metavar="OPTION", several=True
     )
-    parser.add_argument(
-        "--remote-python",
-        default=sys.executable,
-        help="interpreter on other machines (default: this one's path)",
+    remote_python: str = option(
+        sys.executable,
+        "interpreter on other machines, also for a command that begins with python (default: this "
+        "one's path)",
     )
-    parser.add_argument(
-        "--starter-option",
-        action="append",
-        default=[],
-        metavar="OPTION",
-        help="more options for srun or mpirun",
+    starter_option: tuple[str, ...] = option(
+        (), "more options for srun or mpirun", metavar="OPTION", several=True
     )
-    return parser
+
+    def settle(self, member: Optional[Member]) -> None:
+        """Work out what was left open; ``member`` is what Slurm or MPI says of this process."""
+        if not self.num_workers:
+            raise UsageError("say how many workers: -n N")
+        if self.num_servers < 0:
+            self.num_servers = self.num_workers
+        if member is not None and not self.job:
+            if member.job is None:
+                raise UsageError("the job needs a name that is the same everywhere: --job NAME")
+            self.job = member.job
+        if not self.job:
+            self.job = f"{datetime.datetime.now():%Y%m%d-%H%M%S}-{os.getpid()}"
+        if self.job != os.path.basename(self.job) or self.job.startswith("."):
+            raise UsageError(f"--job {self.job} is no name for a folder")
+        self.log_dir = os.path.abspath(self.log_dir or os.path.join("exps/logs/dist", self.job))
 
 
-def split_command(argv):
+@dataclasses.dataclass
+class LaunchJobOptions(JobOptions):
+    """All options of the launcher."""
+
+    launch: LaunchOptions = group(LaunchOptions)
+
+
+def split_command(argv: list[str]) -> tuple[list[str], list[str]]:
     """Return (our own arguments, the command after ``--``)."""
     if "--" not in argv:
         if {"-h", "--help"} & set(argv):
@@ -158,7 +149,7 @@ def split_command(argv):
     return argv[:at], argv[at + 1 :]
 
 
-def restarted(command, extra):
+def restarted(command: list[str], extra: list[str]) -> list[str]:
     """Return the command of a restart: without its own ``--resume`` and the like, with ``extra``.
 
     >>> restarted(["python", "t.py", "--overwrite", "--resume", "none"], ["--resume", "auto"])
@@ -178,7 +169,7 @@ def restarted(command, extra):
     return [*kept, *extra]
 
 
-def passed_on(names):
+def passed_on(names: tuple[str, ...]) -> dict[str, str]:
     """Return the environment variables for other machines: ours, and those of ``--env``.
 
     Raises
@@ -187,6 +178,7 @@ def passed_on(names):
         If a name of ``--env`` has no value.
     """
     env = {name: value for name, value in os.environ.items() if name.startswith(PASSED_ON)}
+    env["PATH"] = os.environ.get("PATH", os.defpath)
     for text in names:
         name, given, value = text.partition("=")
         if not given and name not in os.environ:
@@ -195,30 +187,30 @@ def passed_on(names):
     return env
 
 
-def roles_of(args, command, env, root, places, wanted=None):
+def roles_of(
+    options: LaunchOptions,
+    command: list[str],
+    env: dict[str, str],
+    root: Optional[str],
+    places: Places,
+) -> list[job.Role]:
     """Return the processes of a job.
 
     Parameters
     ----------
-    args : argparse.Namespace
-    command : list of str
+    options
+    command
         What the workers run.
-    env : dict
+    env
         Environment variables of all.
-    root : str
-        Address of the scheduler.
-    places : (list, list)
+    root
+        Address of the scheduler; None without servers.
+    places
         ssh's names of the machines of workers and servers; None is this machine.
-    wanted : callable, optional
-        (kind, index) -> whether the process is to be started from here; by default all are.
-
-    Returns
-    -------
-    list of job.Role
     """
     workers, servers = places
-    env = {**env, JOB: args.job}
-    if servers:
+    env = {**env, JOB: options.job}
+    if servers and root is not None:
         env.update(
             DMLC_PS_ROOT_URI=root,
             DMLC_NUM_WORKER=str(len(workers)),
@@ -227,273 +219,257 @@ def roles_of(args, command, env, root, places, wanted=None):
         if hosts.is_loopback(root):
             env.update(DMLC_NODE_HOST=root)
     path = os.pathsep.join(filter(None, (ROOT, env.get("PYTHONPATH", os.getenv("PYTHONPATH")))))
-    serving = {**env, "PYTHONPATH": path}
-    rows = []
-    if servers:
-        rows.append((job.SCHEDULER, 0, servers[0], 0))
-        rows += [(job.SERVER, index, host, 0) for index, host in enumerate(servers)]
-    rows += [(job.WORKER, index, host, workers.count(host)) for index, host in enumerate(workers)]
     result = []
-    for kind, index, host, here in rows:
-        if wanted is not None and not wanted(kind, index):
-            continue
-        own = {"DMLC_ROLE": kind} if servers else {}
-        if kind == job.WORKER:
-            own.update(DMLC_TASK_ID=str(index), DMLC_WORKER_COUNT=str(len(workers)))
+    at_servers = [(job.SERVER, index, host) for index, host in enumerate(servers)]
+    if servers:
+        at_servers.insert(0, (job.SCHEDULER, 0, servers[0]))
+    for kind, index, host in at_servers:
+        python = sys.executable if host is None else options.remote_python
+        serving = [python, "-m", f"{__package__}.parameter_server"]
+        port = options.port if kind == job.SCHEDULER else None
+        own = {"PYTHONPATH": path, "DMLC_ROLE": kind}
+        result.append(job.Role(kind, index, serving, {**env, **own}, host, port, workers_here=0))
+    # A choice of GPUs in the command refers to all of them, and Slurm has shared them out.
+    shared = options.launcher != "slurm" and not any(w.split("=")[0] in GPUS for w in command)
+    for index, host in enumerate(workers):
+        own = {"DMLC_ROLE": job.WORKER} if servers else {}
+        own.update(DMLC_TASK_ID=str(index), DMLC_WORKER_COUNT=str(len(workers)))
+        here = workers.count(host)
+        share = workers[:index].count(host) if shared and here > 1 else None
         result.append(
             job.Role(
-                kind,
+                job.WORKER,
                 index,
-                command if kind == job.WORKER else server_command(args, host),
-                {**(env if kind == job.WORKER else serving), **own},
+                command,
+                {**env, **own},
                 host,
-                (args.port or 0) if kind == job.SCHEDULER else None,
-                here,
+                workers_here=here,
+                gpu_share=share,
             )
         )
     return result
 
 
-def server_command(args, host):
-    """Return what a scheduler or server runs."""
-    python = sys.executable if host is None else args.remote_python
-    return [python, "-m", "cluster.parameter_server"]
-
-
-def agent_command(args):
+def agent_command(options: LaunchOptions) -> Callable[[job.Role], list[str]]:
     """Return a function: role -> command that runs its agent, here or through ssh."""
 
-    def command(role):
+    def run_agent(role: job.Role) -> list[str]:
         if role.host is None:
             return [sys.executable, job.AGENT]
-        remote = shlex.join(["exec", args.remote_python, job.AGENT])
         # "exec" is the shell's; the rest is quoted.
-        remote = remote.replace("'exec'", "exec", 1)
-        return [*SSH, *SSH_ALIVE, *args.ssh_option, role.host, remote]
+        remote = f"exec {shlex.join([options.remote_python, job.AGENT])}"
+        return [*SSH, *SSH_ALIVE, *options.ssh_option, role.host, remote]
 
-    return command
+    return run_agent
 
 
-def get_watch(args):
-    """Return the watch over the workers' reports, and the folder that they go to."""
-    folder = os.path.join(args.log_dir, "progress")
-    if not args.stall_warning:
-        return None, folder
-    os.makedirs(folder, exist_ok=True)
-    for number in range(args.num_workers):
-        with contextlib.suppress(FileNotFoundError):
-            os.remove(progress.path_of(folder, number))
-    limit, warning = args.stall_limit, args.stall_warning
-    return (
-        Watch(lambda n: progress.read(folder, n), args.num_workers, warning, limit),
-        folder,
+def heartbeats_of(options: LaunchOptions) -> str:
+    """Return the folder in which workers leave word of what they do."""
+    return os.path.join(options.log_dir, "heartbeat")
+
+
+def get_watch(options: LaunchOptions) -> Watch:
+    """Return the watch over the workers."""
+    folder = heartbeats_of(options)
+    return Watch(
+        lambda worker: read_heartbeat(folder, worker),
+        options.num_workers,
+        options.stall_warning,
+        options.stall_limit,
     )
 
 
-def run_attempt(args, command, stop):
-    """Run the job once; return a job.Failure or None."""
-    watch, folder = get_watch(args)
-    common = {progress.FOLDER: folder} if watch is not None else {}
-    if args.launcher in ("slurm", "mpi"):
-        roles = [job.Role(job.STARTER, 0, starter_command(args, command), {JOB: args.job})]
-        # The members watch: what they need goes through their own command line.
-        watch = None
-    elif args.launcher == "ssh":
-        places, root = ssh_places(args)
-        roles = roles_of(args, command, {**passed_on(args.env), **common}, root, places)
+def run_roles(
+    options: LaunchOptions, roles: list[job.Role], stop: job.Stop, watch: Optional[Watch]
+) -> Optional[job.Failure]:
+    """Run the processes to the end; return a failure or None."""
+    folder, start = os.getcwd(), agent_command(options)
+    return job.Job(roles, options.log_dir, start, folder, stop, options.grace, watch).run()
+
+
+def run_attempt(
+    options: LaunchOptions, own: list[str], command: list[str], stop: job.Stop
+) -> Optional[job.Failure]:
+    """Run the job once; return a failure or None. ``own`` is our own command line."""
+    env = passed_on(options.env)
+    if options.launcher in ("slurm", "mpi"):
+        env.update({JOB: options.job, RUN: secrets.token_hex(8)})
+        starter = starter_command(options, own, command, env)
+        # The members watch.
+        return run_roles(options, [job.Role(job.STARTER, 0, starter, env)], stop, None)
+    if options.launcher == "ssh":
+        places, root = ssh_places(options)
+        command = elsewhere(options, command)
     else:
-        places = [None] * args.num_workers, [None] * args.num_servers
-        env = {**dict(text.split("=", 1) for text in args.env if "=" in text), **common}
-        roles = roles_of(args, command, env, hosts.LOOPBACK, places)
-    return job.Job(
-        roles, args.log_dir, agent_command(args), os.getcwd(), stop, args.grace, watch
-    ).run()
+        places, root = ([None] * options.num_workers, [None] * options.num_servers), hosts.LOOPBACK
+    if not options.stall_warning:
+        return run_roles(options, roles_of(options, command, env, root, places), stop, None)
+    folder = heartbeats_of(options)
+    env[HEARTBEAT_FOLDER] = folder
+    with heartbeat_folder(folder, options.num_workers) as marker:
+        roles = [
+            dataclasses.replace(role, marker=marker)
+            for role in roles_of(options, command, env, root, places)
+        ]
+        return run_roles(options, roles, stop, get_watch(options))
 
 
-def ssh_places(args):
+def elsewhere(options: LaunchOptions, command: list[str]) -> list[str]:
+    """Return a command as other machines run it, whose own ``python`` is not the project's."""
+    return [options.remote_python, *command[1:]] if command[0] == "python" else command
+
+
+def ssh_places(options: LaunchOptions) -> tuple[Places, Optional[str]]:
     """Return ((hosts of workers, hosts of servers), address of the scheduler)."""
-    listed = hosts.read_hosts(args.hosts)
-    workers, servers = hosts.place(listed, args.num_workers, args.num_servers)
+    listed = hosts.read_hosts(options.hosts)
+    workers, servers = hosts.place(listed, options.num_workers, options.num_servers)
     places = [host.name for host in workers], [host.name for host in servers]
-    if not servers:
-        return places, None
     if shutil.which("ssh") is None:
         raise UsageError("ssh is not installed: apt-get install openssh-client")
-    command = ("ssh", *args.ssh_option)
-    root = hosts.address_of(servers[0], command)
+    if not servers:
+        return places, None
+    ssh = ("ssh", *options.ssh_option)
+    root = hosts.address_of(servers[0], ssh)
     for host in {*workers, *servers}:
-        address = hosts.address_of(host, command)
+        address = hosts.address_of(host, ssh)
         if hosts.is_loopback(address) != hosts.is_loopback(root):
             raise UsageError(
-                f"{args.hosts}: {host.name} is {address}, but {servers[0].name} is {root}: a "
+                f"{options.hosts}: {host.name} is {address}, but {servers[0].name} is {root}: a "
                 "loopback address is not reached from other machines; name this one by its address"
             )
     return places, root
 
 
-def own_options(args):
-    """Return our own options for a member of the job, as a command line."""
-    words = ["--launcher", args.launcher, "--job", args.job, "--log-dir", args.log_dir]
-    for name in ("num_workers", "num_servers", "grace", "stall_warning", "stall_limit"):
-        words += [f"--{name.replace('_', '-')}", str(getattr(args, name))]
-    words += ["--port", str(args.port)] if args.port else []
-    return words
+def starter_command(
+    options: LaunchOptions, own: list[str], command: list[str], env: dict[str, str]
+) -> list[str]:
+    """Return the srun or mpirun command that starts the launcher once for each worker.
 
-
-def starter_command(args, command):
-    """Return the srun or mpirun command that starts ``launch.py`` once for each worker."""
-    program = {"slurm": "srun", "mpi": "mpirun"}[args.launcher]
+    Each of them reads the same command line, ``own``; what was settled comes after it.
+    """
+    program = {"slurm": "srun", "mpi": "mpirun"}[options.launcher]
     if shutil.which(program) is None:
         package = {"srun": "slurm-client", "mpirun": "openmpi-bin"}[program]
         raise UsageError(f"{program} is not installed (Debian's package {package})")
-    member = [args.remote_python, os.path.join(ROOT, "launch.py"), *own_options(args)]
-    env = passed_on(args.env)
     if program == "srun":
         # Without --kill-on-bad-exit the others would go on for ever.
-        words = ["srun", f"--ntasks={args.num_workers}", "--kill-on-bad-exit=1", "--export=ALL"]
+        words = ["srun", f"--ntasks={options.num_workers}", "--kill-on-bad-exit=1", "--export=ALL"]
     else:
-        words = ["mpirun", "-np", str(args.num_workers)]
-        if os.path.exists(args.hosts):
-            names = hosts.read_hosts(args.hosts)
+        words = ["mpirun", "-np", str(options.num_workers)]
+        if os.path.exists(options.hosts):
+            names = hosts.read_hosts(options.hosts)
             words += ["--host", ",".join(f"{host.name}:{host.slots}" for host in names)]
         for name in sorted(env):
             words += ["-x", f"{name}={env[name]}"]
-    return [*words, *args.starter_option, *member, "--", *command]
+    member = [options.remote_python, os.path.join(ROOT, "launch.py"), *own]
+    member += ["--job", options.job, "--log-dir", options.log_dir, "--max-restarts", "0"]
+    return [*words, *options.starter_option, *member, "--", *elsewhere(options, command)]
 
 
-def rendezvous(args, member):
-    """Agree on the scheduler's address and port through a file in the log folder.
-
-    Raises
-    ------
-    GloReError
-        If the file does not come: the folder is not shared, or member 0 has not started.
-    """
-    path = os.path.join(args.log_dir, "address.json")
-    if member.rank == 0:
-        root = hosts.LOOPBACK if member.machines == 1 else hosts.routed_address()
-        try:
-            port = free_port(root, args.port or 0)
-        except OSError as error:
-            raise UsageError(f"the scheduler cannot have {root}:{args.port}: {error}") from error
-        write_text(path, json.dumps({"root": root, "port": port, "job": attempt_name(args)}))
-        return root, port
-    deadline = time.monotonic() + ADDRESS_PATIENCE
-    while time.monotonic() < deadline:
-        with contextlib.suppress(OSError, ValueError):
-            with open(path, encoding="utf-8") as stream:
-                content = json.load(stream)
-            if content["job"] == attempt_name(args):
-                return content["root"], content["port"]
-        time.sleep(0.1)
-    raise GloReError(
-        f"{path} did not appear within {ADDRESS_PATIENCE:g} s: the log folder must be on a file "
-        "system that all machines share (--log-dir), and member 0 must run"
-    )
-
-
-def attempt_name(args):
-    """Return the job's name with the number of the attempt."""
-    return f"{args.job}-{os.environ.get('GLORE_ATTEMPT', '1')}"
-
-
-def run_member(args, command, member, stop):
+def run_member(options: LaunchOptions, command: list[str], member: Member, stop: job.Stop) -> int:
     """Run the part of a job that falls to one process which Slurm or MPI started.
 
     Member k runs worker k, and the servers k, k + size, …; member 0 the scheduler, too.
     """
-    if member.size != args.num_workers:
-        raise UsageError(f"{member.size} processes were started for {args.num_workers} workers")
-    os.makedirs(args.log_dir, exist_ok=True)
-    watch, folder = get_watch(args) if member.rank == 0 else (None, None)
-    env = {}
-    if args.stall_warning:
-        env[progress.FOLDER] = folder or os.path.join(args.log_dir, "progress")
-        os.makedirs(env[progress.FOLDER], exist_ok=True)
+    if options.max_restarts:
+        raise UsageError(
+            "--max-restarts has no effect within srun or mpirun: let launch.py call them"
+        )
+    if member.size != options.num_workers:
+        raise UsageError(f"{member.size} processes were started for {options.num_workers} workers")
+    # A job that Slurm starts again has the same number.
+    again = os.environ.get("SLURM_RESTART_COUNT", "0")
+    run = os.environ.get(RUN) or f"{member.job or options.job}-{again}"
+    env: dict[str, str] = {}
     root = hosts.LOOPBACK
-    if args.num_servers:
-        root, port = rendezvous(args, member)
-        args.port = port
-        env.update(DMLC_PS_ROOT_PORT=str(port))
-        if not hosts.is_loopback(root):
-            env.update(DMLC_NODE_HOST=own_address(root))
-    places = [None] * args.num_workers, [None] * args.num_servers
-
-    def wanted(kind, index):
-        if kind == job.SCHEDULER:
-            return member.rank == 0
-        return index % member.size == member.rank
-
-    roles = roles_of(args, command, env, root, places, wanted)
-    if member.machines != 1:
-        roles = [role._replace(workers_here=1) for role in roles]
-    failure = job.Job(
-        roles, args.log_dir, agent_command(args), os.getcwd(), stop, args.grace, watch
-    ).run()
+    watch = None
+    with contextlib.ExitStack() as stack:
+        if options.stall_warning:
+            env[HEARTBEAT_FOLDER] = heartbeats_of(options)
+            if member.rank == 0:
+                # Before the others begin: they wait for the address.
+                stack.enter_context(heartbeat_folder(env[HEARTBEAT_FOLDER], member.size))
+                watch = get_watch(options)
+        if options.num_servers and member.rank == 0:
+            root = hosts.LOOPBACK if member.machines == 1 else hosts.routed_address()
+            try:
+                options.port = free_port(root, options.port)
+            except OSError as error:
+                where = f"{root}:{options.port}"
+                raise UsageError(f"the scheduler cannot have {where}: {error}") from error
+            stack.enter_context(rendezvous.published(options.log_dir, run, root, options.port))
+        elif options.num_servers:
+            root, options.port = rendezvous.look_up(options.log_dir, run)
+        if options.num_servers:
+            env.update(DMLC_PS_ROOT_PORT=str(options.port))
+            if not hosts.is_loopback(root):
+                env.update(DMLC_NODE_HOST=own_address(root))
+        places = [None] * member.size, [None] * options.num_servers
+        roles = [
+            role
+            for role in roles_of(options, command, env, root, places)
+            if role.index % member.size == member.rank
+        ]
+        if member.machines != 1:
+            roles = [dataclasses.replace(role, workers_here=1, gpu_share=None) for role in roles]
+        failure = run_roles(options, roles, stop, watch)
     if failure is None:
         return 0
     LOGGER.error("Member %d: %s", member.rank, failure.message)
     return failure.code
 
 
-def run_job(args, command, stop):
+def run_job(options: LaunchOptions, own: list[str], command: list[str], stop: job.Stop) -> int:
     """Run the job, again and again if asked to; return the exit code."""
     try:
-        os.makedirs(args.log_dir, exist_ok=True)
-        handler = logging.FileHandler(os.path.join(args.log_dir, "launcher.log"), encoding="utf-8")
+        os.makedirs(options.log_dir, exist_ok=True)
+        path = os.path.join(options.log_dir, "launcher.log")
+        handler = logging.FileHandler(path, encoding="utf-8")
     except OSError as error:
         raise UsageError(f"the log files cannot be written: {error}") from error
     handler.setFormatter(logging.Formatter(FORMAT))
     LOGGER.addHandler(handler)
     LOGGER.info(
         "Job %s: %d workers, %d servers (%s); logs in %s",
-        args.job,
-        args.num_workers,
-        args.num_servers,
-        args.launcher,
-        args.log_dir,
+        options.job,
+        options.num_workers,
+        options.num_servers,
+        options.launcher,
+        options.log_dir,
     )
-    for attempt in range(args.max_restarts + 1):
-        os.environ["GLORE_ATTEMPT"] = str(attempt + 1)
+    for attempt in range(options.max_restarts + 1):
         started = time.monotonic()
-        failure = run_attempt(args, command, stop)
-        seconds = time.monotonic() - started
+        failure = run_attempt(options, own, command, stop)
+        took = time.monotonic() - started
         if failure is None:
-            LOGGER.info("Job %s ended well after %.1f s", args.job, seconds)
+            LOGGER.info("Job %s ended well after %.1f s", options.job, took)
             return 0
-        LOGGER.error("Job %s ended after %.1f s: %s", args.job, seconds, failure.message)
-        if not failure.again or attempt == args.max_restarts:
+        LOGGER.error("Job %s ended after %.1f s: %s", options.job, took, failure.message)
+        if not failure.again or attempt == options.max_restarts:
             return failure.code
-        command = restarted(command, args.restart_args)
-        LOGGER.warning("Restart %d of %d: %s", attempt + 1, args.max_restarts, shlex.join(command))
+        command = restarted(command, shlex.split(options.restart_args))
+        LOGGER.warning(
+            "Restart %d of %d: %s", attempt + 1, options.max_restarts, shlex.join(command)
+        )
     return 1
 
 
-def main(argv=None):
+def main(argv: Optional[list[str]] = None) -> int:
     """Launch as the command line says."""
     own, command = split_command(sys.argv[1:] if argv is None else argv)
-    args = get_parser().parse_args(own)
+    options = parse(LaunchJobOptions(), own, str(__doc__).split("\n")[0], epilog=EXAMPLE).launch
     if not command:
         raise UsageError("there is no command after --")
-    if shutil.which(command[0]) is None and args.launcher == "local":
+    if shutil.which(command[0]) is None and options.launcher == "local":
         raise UsageError(f"{command[0]}, the command to run, is not there or cannot be executed")
     logging.basicConfig(level=logging.INFO, format=FORMAT, stream=sys.stderr)
-    if args.num_servers is None:
-        args.num_servers = args.num_workers
-    member = hosts.member(args.launcher) if args.launcher in ("slurm", "mpi") else None
-    if member is not None:
-        args.job = args.job or member.job
-        if args.job is None:
-            raise UsageError("the job needs a name that is the same everywhere: --job NAME")
-    args.job = args.job or datetime.datetime.now().strftime("%Y%m%d-%H%M%S-") + str(os.getpid())
-    if args.job != os.path.basename(args.job) or args.job.startswith("."):
-        raise UsageError(f"--job {args.job} is no name for a folder")
-    args.log_dir = os.path.abspath(args.log_dir or os.path.join("exps", "logs", "dist", args.job))
+    member = hosts.member(options.launcher) if options.launcher in ("slurm", "mpi") else None
+    options.settle(member)
     with job.Stop() as stop:
         if member is not None:
-            if args.max_restarts:
-                raise UsageError(
-                    "--max-restarts has no effect within srun or mpirun: let launch.py call them"
-                )
-            return run_member(args, command, member, stop)
-        return run_job(args, command, stop)
+            return run_member(options, command, member, stop)
+        return run_job(options, own, command, stop)
+
+
+if __name__ == "__main__":
+    sys.exit(run_main(main))

@@ -14,9 +14,9 @@ from types import SimpleNamespace
 import pytest
 from dist_runs import ROOT, Launched, command_of, marked, wait_for
 
-from cluster import agent, hosts
+from cluster import agent, hosts, rendezvous
 from cluster.watch import Watch
-from glore_common import UsageError
+from glore_common import GloReError, UsageError
 from jobs import launch
 
 WORKER = """
@@ -37,6 +37,14 @@ if mode == "chain":
     while not os.path.exists("dying"):
         time.sleep(0.001)
     sys.exit(9)
+if mode == "where":
+    print(sys.executable)
+    for name in ("PATH", "SOME", "CUDA_VISIBLE_DEVICES"):
+        print(f"{name}={os.environ.get(name)}")
+    sys.exit()
+if mode == "slow":
+    time.sleep(6)
+    sys.exit()
 if mode == "family":
     # A child of its own, and an orphan in a session of its own.
     subprocess.Popen(["sleep", "100"])
@@ -69,8 +77,8 @@ def job(tmp_path):
     (tmp_path / "worker.py").write_text(WORKER)
     running = []
 
-    def start(options, *words, env=None):
-        command = (sys.executable, tmp_path / "worker.py", *words)
+    def start(options, *words, env=None, python=sys.executable):
+        command = (python, tmp_path / "worker.py", *words)
         running.append(Launched(tmp_path, *options, "--", *command, env=env))
         return running[-1]
 
@@ -89,7 +97,7 @@ def test_every_process_has_a_log_and_worker_0_the_terminal(job):
     for worker in range(3):
         assert done.log(f"worker-{worker}") == f"worker {worker} of 3 a b '\ndone {worker}\n"
     logs = [f"worker-{number}.log" for number in range(3)]
-    assert sorted(os.listdir(done.log_dir)) == ["launcher.log", "progress", *logs]
+    assert sorted(os.listdir(done.log_dir)) == ["heartbeat", "launcher.log", *logs]
     assert "ended well" in done.log("launcher")
 
 
@@ -194,6 +202,8 @@ def test_a_standstill_is_said_and_can_end_the_job(job):
         (["-n", "2", "--"], "no command after --"),
         (["-n", "2", "--", "no-such-program"], "no-such-program"),
         (["-n", "1", "--job", "../x", "--", "true"], "no name for a folder"),
+        (["-s", "1", "--", "true"], "say how many workers: -n N"),
+        (["-n", "1", "--env", "GLORE_NONE", "--", "true"], "--env GLORE_NONE: there is no such"),
         (["--launcher", "ssh", "-H", "/none/Hosts", "-n", "1", "--", "true"], "/none/Hosts"),
     ],
 )
@@ -254,11 +264,11 @@ def test_members_of_slurm_and_mpi():
 
 def test_roles(monkeypatch):
     monkeypatch.setenv("PYTHONPATH", "/theirs")
-    args = SimpleNamespace(job="j", port=None, remote_python="/far/python")
+    options = launch.LaunchOptions(job="j", remote_python="/far/python")
     places = ["a", "a", "b"], ["a", "b"]
-    scheduler, *rest = launch.roles_of(args, ["run"], {"X": "1"}, "10.0.0.1", places)
+    scheduler, *rest = launch.roles_of(options, ["run"], {"X": "1"}, "10.0.0.1", places)
     assert (scheduler.kind, scheduler.host, scheduler.root_port) == ("scheduler", "a", 0)
-    assert scheduler.command == ["/far/python", "-m", "cluster.parameter_server"]
+    assert scheduler.command == ["/far/python", "-m", "jobs.parameter_server"]
     assert scheduler.env["PYTHONPATH"] == f"{ROOT}{os.pathsep}/theirs"
     assert [(r.name, r.host) for r in rest] == [
         ("server 0", "a"),
@@ -281,14 +291,18 @@ def test_roles(monkeypatch):
     assert worker.env == expected
     assert (worker.command, worker.root_port, worker.workers_here) == (["run"], None, 1)
     assert rest[2].workers_here == 2
-    local = launch.roles_of(args, ["run"], {}, hosts.LOOPBACK, ([None], [None]))
+    local = launch.roles_of(options, ["run"], {}, hosts.LOOPBACK, ([None], [None]))
     assert {role.env["DMLC_NODE_HOST"] for role in local} == {"127.0.0.1"}
+
+
+def a_worker(number, host=None, sees=None):
+    return SimpleNamespace(role=SimpleNamespace(index=number, host=host), sees=sees)
 
 
 def test_the_watch_names_the_worker_that_the_others_wait_for():
     now, reports = [0.0], {0: None, 1: None}
     watch = Watch(reports.get, 2, 10, 100, clock=lambda: now[0])
-    children = [SimpleNamespace(role=SimpleNamespace(index=n, host=None)) for n in range(2)]
+    children = [a_worker(n) for n in range(2)]
     messages = []
 
     def look(at):
@@ -329,14 +343,25 @@ def test_the_watch_names_the_worker_that_the_others_wait_for():
         watch_log.removeHandler(handler)
 
 
+def test_the_watch_does_not_judge_what_it_cannot_see(caplog):
+    now = [0.0]
+    watch = Watch({}.get, 3, 10, 100, clock=lambda: now[0])
+    far = [a_worker(0, "near", True), a_worker(1, "far", False), a_worker(2, "far", False)]
+    with caplog.at_level("WARNING", "glore.cluster"):
+        assert watch(far) is None
+        now[0] = 200.0
+        assert watch(far[1:]) is None
+    assert len(caplog.messages) == 1
+    assert "The log folder is not shared with far" in caplog.messages[0]
+    assert "No progress for 200 s: no worker reports what it does" in watch(far).message
+
+
 def test_an_agent_that_hears_nothing_ends_its_process(tmp_path):
     task = {
         "command": ["sleep", "100"],
         "env": {},
         "folder": str(tmp_path),
         "silence": 0.5,
-        "workers_here": 1,
-        "root_port": None,
     }
     process = subprocess.Popen(
         [sys.executable, agent.__file__], stdin=subprocess.PIPE, stderr=subprocess.PIPE
@@ -377,18 +402,30 @@ def test_mpirun(job):
     assert "was killed by signal 9" in done.err + done.out
 
 
-SRUN = """#!{python}
-# What srun does, on one machine: as many processes, numbered by environment variables.
+STARTER = """#!{python}
+# What srun and mpirun do, on one machine: as many processes, numbered by environment variables.
 import os, subprocess, sys
-words = sys.argv[1:]
-assert "--kill-on-bad-exit=1" in words
-count = int(words[0].split("=")[1])
-own = next(i for i, word in enumerate(words) if not word.startswith("--"))
+words, env = sys.argv[1:], dict(os.environ)
+if sys.argv[0].endswith("srun"):
+    assert "--kill-on-bad-exit=1" in words
+    count = int(words[0].split("=")[1])
+    while words[0].startswith("--"):
+        del words[0]
+    names = ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS")
+    env.update(SLURM_STEP_ID="0", SLURM_JOB_ID="12", SLURM_STEP_NUM_NODES="1")
+else:
+    # On other machines a login's environment, and -x.
+    env = dict(PATH="/usr/bin:/bin", PMIX_NAMESPACE="5")
+    names = ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE")
+    count = int(words[1])
+    del words[:2]
+    while words[0] == "-x":
+        env.update([words[1].split("=", 1)])
+        del words[:2]
 tasks = []
 for rank in range(count):
-    env = dict(os.environ, SLURM_PROCID=str(rank), SLURM_STEP_NUM_TASKS=str(count),
-               SLURM_STEP_ID="0", SLURM_JOB_ID="12", SLURM_STEP_NUM_NODES="1")
-    tasks.append(subprocess.Popen(words[own:], env=env))
+    own = dict(env, **dict(zip(names, (str(rank), str(count)))))
+    tasks.append(subprocess.Popen(words, env=own))
 codes = []
 while tasks and not any(codes):
     pid, status = os.wait()
@@ -400,11 +437,138 @@ sys.exit(max(codes))
 """
 
 
-def test_srun(job, tmp_path):
-    program = tmp_path / "srun"
-    program.write_text(SRUN.format(python=sys.executable))
-    program.chmod(0o755)
-    env = {"PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}"}
+SSH = """#!{python}
+# What ssh does, on one machine: a login's environment. The folder UNSHARED is not there.
+import os, subprocess, sys
+if "-G" in sys.argv:
+    sys.exit("hostname 127.0.0.1")
+unshared = os.environ.get("UNSHARED", "/none")
+words = ["sed", "-u", f"s|{{unshared}}|/nowhere|g"]
+sed = subprocess.Popen(words, stdout=subprocess.PIPE)
+env = dict(PATH="/usr/bin:/bin")
+sys.exit(subprocess.run(["sh", "-c", sys.argv[-1]], stdin=sed.stdout, env=env).returncode)
+"""
+
+
+@pytest.fixture
+def stand_ins(tmp_path):
+    """Make programs that stand in for ssh, srun and mpirun; return the environment with them."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    for name, text in (("srun", STARTER), ("mpirun", STARTER), ("ssh", SSH)):
+        (folder / name).write_text(text.format(python=sys.executable))
+        (folder / name).chmod(0o755)
+    return {"PATH": f"{folder}{os.pathsep}{os.environ['PATH']}"}
+
+
+@pytest.mark.parametrize("launcher", ["ssh", "mpi", "slurm"])
+def test_other_machines_have_the_launchers_python_path_and_variables(
+    job, tmp_path, stand_ins, launcher
+):
+    (tmp_path / "Hosts.two").write_text("one\ntwo\n")
+    options = ("--launcher", launcher, "-n", 2, "-s", 0, "--env", "SOME=a 'b'", "--env", "HOME")
+    options += ("-H", "Hosts.two") if launcher == "ssh" else ()
+    done = job(options, "where", env=stand_ins, python="python").finish(0)
+    shown = [sys.executable, f"PATH={stand_ins['PATH']}", "SOME=a 'b'"]
+    for worker in range(2):
+        assert done.log(f"worker-{worker}").splitlines()[1:4] == shown
+
+
+def test_a_worker_whose_heartbeat_cannot_be_seen_is_not_ended(job, tmp_path, stand_ins):
+    (tmp_path / "Hosts").write_text("one\ntwo\n")
+    options = ("--launcher", "ssh", "-n", 2, "-s", 0, "--stall-warning", 1, "--stall-limit", 2)
+    env = {**stand_ins, "UNSHARED": str(tmp_path / "logs")}
+    done = job(options, "slow", env=env).finish(0)
+    for host in ("one", "two"):
+        assert done.err.count(f"The log folder is not shared with {host}") == 1
+    assert "No progress" not in done.err
+    # Where it could be seen, there is none.
+    done = job(options, "slow", env=stand_ins).finish(1)
+    assert "not shared" not in done.err
+    assert "No progress" in done.err
+
+
+def test_a_job_name_used_again_does_not_join_the_last_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(rendezvous, "PATIENCE", 0.3)
+    for name, value in (("PROCID", "1"), ("STEP_NUM_TASKS", "2"), ("STEP_ID", "0")):
+        monkeypatch.setenv(f"SLURM_{name}", value)
+    monkeypatch.setenv("SLURM_JOB_ID", "12")
+    joined = []
+    monkeypatch.setattr(
+        launch, "run_roles", lambda options, *more: joined.append(options.port) or None
+    )
+    folder = str(tmp_path / "logs")
+    words = ["--launcher", "slurm", "-n", "2", "--job", "same", "--log-dir", folder, "--", "true"]
+
+    # Slurm started the job again: the dead run's number was the same.
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    not_ours = pytest.raises(GloReError, match="did not come from this run within 0.3 s")
+    with rendezvous.published(folder, "slurm-12-0-0", "127.0.0.1", 1111), not_ours:
+        launch.main(words)
+    with rendezvous.published(folder, "slurm-12-0-1", "127.0.0.1", 2222):
+        assert launch.main(words) == 0
+    assert not os.path.exists(tmp_path / "logs" / "address.json")
+    # The launcher has given each attempt a name.
+    monkeypatch.setenv("GLORE_RUN", "new")
+    with rendezvous.published(folder, "old", "127.0.0.1", 3333), pytest.raises(GloReError):
+        launch.main(words)
+    with rendezvous.published(folder, "new", "127.0.0.1", 4444):
+        assert launch.main(words) == 0
+    assert joined == [2222, 4444]
+
+
+def test_each_attempt_has_a_name_of_its_own(job, tmp_path, stand_ins):
+    (tmp_path / "names").mkdir()
+    script = tmp_path / "bin" / "srun"
+    script.write_text(
+        f'#!/bin/sh\n: > "{tmp_path}/names/$GLORE_RUN"\ntest $(ls "{tmp_path}/names" | wc -l) = 2'
+    )
+    job(("--launcher", "slurm", "-n", 1, "-s", 0, "--max-restarts", 1), "ok", env=stand_ins).finish(
+        0
+    )
+    assert len(os.listdir(tmp_path / "names")) == 2
+
+
+def shown_gpus(done, workers):
+    return [done.log(f"worker-{worker}").splitlines()[-1] for worker in range(workers)]
+
+
+def test_local_workers_share_the_gpus(job):
+    env = {"CUDA_VISIBLE_DEVICES": "4,5,6,7"}
+    done = job(("-n", 2, "-s", 0), "where", env=env).finish(0)
+    assert shown_gpus(done, 2) == ["CUDA_VISIBLE_DEVICES=4,5", "CUDA_VISIBLE_DEVICES=6,7"]
+    assert "WARNING" not in done.err
+    # Which GPUs the command takes, if it says so, is its own affair.
+    done = job(("-n", 2, "-s", 0), "where", "--gpus", "1", env=env).finish(0)
+    assert shown_gpus(done, 2) == ["CUDA_VISIBLE_DEVICES=4,5,6,7"] * 2
+    done = job(("-n", 3, "-s", 0), "where", env={"CUDA_VISIBLE_DEVICES": "4,5"}).finish(0)
+    assert shown_gpus(done, 3) == [f"CUDA_VISIBLE_DEVICES={gpu}" for gpu in (4, 5, 4)]
+    assert re.search(r"WARNING: worker 0.*: 3 workers share 2 GPUs", done.err)
+    done = job(("-n", 2, "-s", 0), "where", env={"CUDA_VISIBLE_DEVICES": ""}).finish(0)
+    assert shown_gpus(done, 2) == ["CUDA_VISIBLE_DEVICES="] * 2
+
+
+def test_the_gpus_that_cuda_shows():
+    def eight():
+        return 8
+
+    assert agent.visible_gpus({}, eight) == list("01234567")
+    assert agent.visible_gpus({}, lambda: 0) == []
+    for text, names in (
+        ("3, GPU-1f ,MIG-2a", ["3", "GPU-1f", "MIG-2a"]),
+        ("2,-1,3", ["2"]),
+        ("NoDevFiles", []),
+        ("", []),
+    ):
+        assert agent.visible_gpus({"CUDA_VISIBLE_DEVICES": text}, eight) == names
+    assert [agent.gpus_of(list("01234567"), worker, 3) for worker in range(3)] == [
+        *(["0", "1"], ["2", "3"], ["4", "5"])
+    ]
+
+
+def test_srun(job, stand_ins):
+    env = stand_ins
     options = ("--launcher", "slurm", "-n", 2, "-s", 0)
     done = job(options, "ok", env=env).finish(0)
     assert done.out.startswith("worker 0 of 2\ndone 0\n")

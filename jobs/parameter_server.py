@@ -1,4 +1,4 @@
-"""The scheduler and the servers of a job: ``python -m cluster.parameter_server``.
+"""The scheduler and the servers of a cluster job: ``python -m jobs.parameter_server``.
 
 MXNet turns any process with ``DMLC_ROLE`` scheduler or server into one while ``import mxnet``
 runs. An optimiser of ours that workers send to a server could not be unpickled there: its module
@@ -11,7 +11,7 @@ import sys
 ROLE = "DMLC_ROLE"
 
 
-def main():
+def main() -> int:
     """Serve until the job's workers have gone."""
     role = os.environ.pop(ROLE)
     from mxnet_compat import mx
