@@ -34,6 +34,23 @@ class UsageError(GloReError):
     exit_code = 2
 
 
+def command(name: str) -> str:
+    """Say how the user calls a command of this project.
+
+    ``command("train_kinetics")`` is ``python train_kinetics.py`` in a checkout and
+    ``glore train-kinetics`` where the wheel is installed. Messages that tell the user what to run
+    use it, so that they can be copied.
+    """
+    if __package__:
+        return f"glore {name.replace('_', '-')}"
+    return f"python {name.replace('-', '_')}.py"
+
+
+def module_command(name: str) -> str:
+    """Say how the user runs a module: ``python -m data.verify``, installed ``glore.data.verify``."""
+    return f"python -m {__package__}.{name}" if __package__ else f"python -m {name}"
+
+
 def closest_first(name, known):
     """Sort ``known`` names by likeness to ``name`` (nearest first, letter case ignored)."""
 
