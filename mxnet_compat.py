@@ -167,8 +167,8 @@ def _plain(value):
 
 def _with_plain_shape(var):
     @functools.wraps(var)
-    def wrapped(name, attr=None, shape=None, **kwargs):
-        return var(name, attr, _plain(shape), **kwargs)
+    def wrapped(name, attr=None, shape=None, *args, **kwargs):
+        return var(name, attr, _plain(shape), *args, **kwargs)
 
     return wrapped
 

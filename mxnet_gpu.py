@@ -8,12 +8,14 @@ before MXNet. MXNet itself is not imported.
 import ctypes
 import importlib.metadata
 import importlib.util
+import logging
 import os
 from collections.abc import Iterable
 from typing import NamedTuple, Optional
 
 from glore_common import GloReError
 
+LOGGER = logging.getLogger("glore")
 GPU_BUILDS = ("mxnet-cu117", "mxnet-cu112")
 # Compute capabilities with machine code in the GPU builds (cuobjdump --list-elf). Neither has PTX,
 # which a driver could translate for newer GPUs.
@@ -33,7 +35,8 @@ LIBRARIES = (
     ("libcudnn.so.8", "cudnn"),
 )
 DRIVER_LIBRARY = "libcuda.so.1"
-# CUDA 11.8, of the wheels, wants a driver of the 11 series at least (minor version compatibility).
+# The wheels' CUDA 11 runs on drivers of this CUDA and later ones (minor version compatibility:
+# https://docs.nvidia.com/deploy/cuda-compatibility/).
 OLDEST_CUDA = (11, 0)
 _MAJOR, _MINOR = 75, 76  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_{MAJOR,MINOR}
 
@@ -111,11 +114,27 @@ def read_driver() -> Driver:
         version, count = ctypes.c_int(), ctypes.c_int()
         _call(cuda.cuDriverGetVersion, ctypes.byref(version))
         newest = (version.value // 1000, version.value % 1000 // 10)
+        if newest < OLDEST_CUDA:
+            return Driver(newest, (), f"the NVIDIA driver knows CUDA {newest[0]}.{newest[1]} only")
         _call(cuda.cuInit, 0)
         _call(cuda.cuDeviceGetCount, ctypes.byref(count))
         return Driver(newest, tuple(_gpu(cuda, index) for index in range(count.value)), None)
     except (OSError, AttributeError) as error:
         return Driver(None, (), f"the NVIDIA driver does not answer: {error}")
+
+
+def usable_gpus() -> tuple[GPU, ...]:
+    """Return the GPUs that the driver lists where MXNet's GPU build is installed, else none.
+
+    ``mx.context.num_gpus`` ends with "CUDA: Check failed" where the driver is too old or broken;
+    this says what is wrong in the log and leaves the CPU.
+    """
+    if not set(installed_builds()) & set(GPU_BUILDS):
+        return ()
+    driver = read_driver()
+    if driver.problem is not None:
+        LOGGER.warning("No GPU can be used: %s", driver.problem)
+    return driver.gpus
 
 
 def check_gpus(indices: Iterable[int], driver: Optional[Driver] = None) -> None:
