@@ -38,6 +38,7 @@ DRIVER_LIBRARY = "libcuda.so.1"
 # The wheels' CUDA 11 runs on drivers of this CUDA and later ones (minor version compatibility:
 # https://docs.nvidia.com/deploy/cuda-compatibility/).
 OLDEST_CUDA = (11, 0)
+_NO_DEVICE = 100  # CUDA_ERROR_NO_DEVICE
 _MAJOR, _MINOR = 75, 76  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_{MAJOR,MINOR}
 
 
@@ -115,7 +116,10 @@ def read_driver() -> Driver:
         _call(cuda.cuDriverGetVersion, ctypes.byref(version))
         newest = (version.value // 1000, version.value % 1000 // 10)
         if newest < OLDEST_CUDA:
-            return Driver(newest, (), f"the NVIDIA driver knows CUDA {newest[0]}.{newest[1]} only")
+            problem = f"the NVIDIA driver knows CUDA {newest[0]}.{newest[1]} only"
+            return Driver(newest, (), f"{problem}, MXNet needs {OLDEST_CUDA[0]}.0: update it")
+        if cuda.cuInit(0) == _NO_DEVICE:
+            return Driver(newest, (), None)
         _call(cuda.cuInit, 0)
         _call(cuda.cuDeviceGetCount, ctypes.byref(count))
         return Driver(newest, tuple(_gpu(cuda, index) for index in range(count.value)), None)
