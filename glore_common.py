@@ -58,7 +58,7 @@ def command(name: str) -> str:
 
 
 def module_command(name: str) -> str:
-    """Say how the user runs a module: ``python -m data.verify``, installed ``glore.data.verify``."""
+    """Say how the user runs a module: ``python -m data.verify`` or ``… glore.data.verify``."""
     return f"python -m {__package__}.{name}" if __package__ else f"python -m {name}"
 
 

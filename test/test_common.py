@@ -122,14 +122,6 @@ def test_a_users_own_variables_win(root):
     assert python(code, root).stdout == f"{mxnet_compat.physical_cores()}\n"
 
 
-def test_new_numpy_is_refused_with_the_way_out(root):
-    code = (
-        "import numpy, glore_common; numpy.__version__ = '2.1.0'\n"
-        "glore_common.run_main(lambda a: __import__('mxnet_compat'))"
-    )
-    assert "pip install numpy==1.26.4" in python(code, root).stderr
-
-
 def test_a_lock_is_held_once_and_names_its_holder(tmp_path):
     path = str(tmp_path / "folder" / ".lock")
     with file_lock(path) as has_locks:
