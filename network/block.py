@@ -70,13 +70,13 @@ class SymbolNet(mx.gluon.SymbolBlock):
 
     Attributes
     ----------
-    symbol : mx.sym.Symbol
+    symbol
         The plain network with its head: what a checkpoint stores.
-    input_conf : object
+    input_conf
         Its ``data_shape`` is the input's shape without the batch axis.
-    arg_names, aux_names : tuple of str
+    arg_names, aux_names
         Names of the block's arguments and auxiliary states.
-    contexts : tuple of mx.Context
+    contexts
         Where the parameters are.
     """
 
@@ -95,7 +95,7 @@ class SymbolNet(mx.gluon.SymbolBlock):
         self.contexts = tuple(contexts)
         self._guard = MemoryGuard(graph)
 
-    def forward(self, x, *args):
+    def forward(self, x: Any, *args: Any) -> Any:
         """Compute the output; for each new shape, check first that Non-local blocks fit.
 
         Raises
@@ -115,7 +115,7 @@ class SymbolNet(mx.gluon.SymbolBlock):
 
         Returns
         -------
-        arg_params, aux_params : dict
+        arg_params, aux_params
             Name to mx.nd.NDArray on ``mx.cpu()``.
         """
         params = self.collect_params()
@@ -128,7 +128,7 @@ class SymbolNet(mx.gluon.SymbolBlock):
 
         Parameters
         ----------
-        arg_params, aux_params : dict
+        arg_params, aux_params
             Name to NDArray or NumPy array.
 
         Raises
@@ -185,25 +185,25 @@ def build_block(
 
     Parameters
     ----------
-    symbol : mx.sym.Symbol
+    symbol
         The plain network; its input is ``data``.
-    input_conf : object
+    input_conf
         Has ``data_shape``: (3, T, H, W) or (3, H, W). Other sizes that the network takes run too.
-    ctx : mx.Context or sequence of mx.Context, optional
+    ctx
         Where the parameters go; the current context by default.
-    params : dict or (dict, dict), optional
+    params
         All parameters, by name, in one dictionary or as (arg_params, aux_params); they are
         checked strictly. Without them every value is drawn afresh.
-    initializer : sequence of (str, function), optional
+    initializer
         Rules of :mod:`network.initializer` that go before ``DEFAULT_RULES``. Not with ``params``.
-    seed : int
+    seed
         Fresh values depend on it and on the parameter's name, not on what was drawn before.
-    lr_mult, wd_mult : sequence of (str, float), optional
+    lr_mult, wd_mult
         Multipliers of learning rate and weight decay by rule, 1 where no rule fits:
         ``KINETICS_LR_MULT``, ``FINE_TUNE_LR_MULT``, ``KINETICS_WD_MULT``, ``NO_DECAY_BN_BIAS``.
-    output : str
+    output
         Node whose output the block computes: by default the logits.
-    training : bool
+    training
         With False no parameter gets a gradient, which saves its memory.
 
     Returns

@@ -22,9 +22,9 @@ class InputConf:
 
     Attributes
     ----------
-    data_shape : tuple of int
+    data_shape
         (channels, h, w) or (channels, frames, h, w), without the batch axis.
-    mean, std : tuple of float
+    mean, std
         Per RGB channel, for pixels on the scale 0..1: the network reads (pixel - mean) / std.
     """
 
@@ -220,23 +220,23 @@ def get_symbol(
             every block of conv3 to conv5, se in every block, snl and nl behind the last block but
             one of conv4, units as in ResNet-50. What sits behind a residual block precedes a GloRe
             unit that sits there too.
-        clip_length : int
+        clip_length
             Frames (3D networks).
         crop_size : int or (int, int)
             Pixels, or (height, width).
-        dropout : float
+        dropout
             Probability before the classifier, from 0 to below 1.
-        normalize : bool
+        normalize
             GloRe units divide by the number of positions.
-        num_node, num_state : int
+        num_node, num_state
             Sizes of every GloRe unit, instead of those that follow from the stage's width.
         glore_flavour : {'released', 'video', 'report'}
             Which form of the unit; see :func:`GloRe_Unit`.
-        fixed_pool : bool
+        fixed_pool
             The released graphs' last pooling, for the default input size only.
-        legacy_names : bool
+        legacy_names
             Names and BN constants of the DPN release (its classifier is called ``fc6``).
-        bn_eps, bn_momentum : float
+        bn_eps, bn_momentum
             Constants of all batch normalisations.
 
     Returns
@@ -263,7 +263,7 @@ def logits(symbol: mx.sym.Symbol) -> mx.sym.Symbol:
 
     Parameters
     ----------
-    symbol : Symbol
+    symbol
         From :func:`get_symbol`, or loaded from a checkpoint that ends in ``SoftmaxOutput``.
 
     Raises

@@ -28,13 +28,13 @@ class Match:
 
     Attributes
     ----------
-    matched : tuple of str
+    matched
         Equal name and shape.
-    missing, extra : tuple of str
+    missing, extra
         In the network only, in the checkpoint only.
-    reshaped : dict
+    reshaped
         Name to (shape in the checkpoint, shape in the network).
-    renamed : dict
+    renamed
         The network's name to the checkpoint's.
     """
 
@@ -120,11 +120,11 @@ def match_params(
 
     Parameters
     ----------
-    expected : dict
+    expected
         The network's names, in its order, to shapes.
-    given : dict
+    given
         The checkpoint's names to arrays or anything with a ``shape``.
-    order : sequence of str, optional
+    order
         Names in the order of the checkpoint's graph; by default the order of ``given``.
 
     Returns
@@ -225,14 +225,14 @@ def layer_distances(
 
     Parameters
     ----------
-    base, other : dict
+    base, other
         Name to NumPy array; what has no partner of its shape is left out.
 
     Returns
     -------
-    weights : list of dict
+    weights
         ``layer``, ``relative_distance`` (norm of the difference by that of ``base``), ``cosine``.
-    statistics : list of dict
+    statistics
         ``layer``, ``mean_shift`` (mean over channels of the distance of the running means in
         standard deviations of ``base``), ``var_log_ratio`` (mean absolute logarithm of the ratio
         of the running variances).

@@ -118,11 +118,11 @@ class ContextUnit(mx.gluon.HybridBlock):
 
         Parameters
         ----------
-        params : dict
+        params
             Name to array, arguments and auxiliary states together, of our networks or files.
-        name : str
+        name
             The unit's name there: ``conv4_B05_extra``, ``conv3_B01_gc``.
-        ctx : mx.Context or list of mx.Context, optional
+        ctx
             Where parameters that have no place yet go.
 
         Raises

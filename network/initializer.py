@@ -50,11 +50,11 @@ def xavier_uniform(shape: Shape, generator: np.random.Generator, gain: float = 1
 
     Parameters
     ----------
-    shape : tuple of int
+    shape
         (outputs, inputs per group, *kernel). With groups, fan in counts the inputs of one group
         and fan out all outputs, as in the original.
-    generator : numpy.random.Generator
-    gain : float
+    generator
+    gain
 
     Returns
     -------
@@ -123,12 +123,12 @@ def initial_value(
 
     Parameters
     ----------
-    name : str
-    shape : tuple of int
-    seed : int
+    name
+    shape
+    seed
         Not negative. The value depends on seed, name, shape and rule, not on what was drawn
         before.
-    rules : sequence of (str, function)
+    rules
 
     Raises
     ------
@@ -170,15 +170,15 @@ def initial_params(
 
     Parameters
     ----------
-    symbol : mx.sym.Symbol
-    input_shapes : dict
+    symbol
+    input_shapes
         Shape of each input with its batch axis.
-    seed : int
-    rules : sequence of (str, function)
+    seed
+    rules
 
     Returns
     -------
-    arg_params, aux_params : dict
+    arg_params, aux_params
         Name to float32 NumPy array.
     """
     args, auxs = (
@@ -243,20 +243,20 @@ def inflate_2d(
 
     Parameters
     ----------
-    source_params : dict
+    source_params
         Name to array, arguments and auxiliary states together: MXNet's names, or PyTorch's (with
         dots, with or without ``module.``).
-    symbol : mx.sym.Symbol
+    symbol
         The 3D network.
-    input_shapes : dict
+    input_shapes
         Shape of each input with its batch axis.
-    allow_missing, allow_extra : sequence of str
+    allow_missing, allow_extra
         Regular expressions of our names: what the 2D network may lack, what it may have beyond.
-    classifier : str
+    classifier
         Name of the last layer.
     seed, rules
         Of the fresh values, as in :func:`initial_value`.
-    where : str
+    where
         What messages call the source.
 
     Returns

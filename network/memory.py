@@ -43,7 +43,7 @@ class Scores(NamedTuple):
     """What the position-by-position scores of a Non-local block need, in bytes.
 
     ``name`` of the block, ``shape`` (n, L, L') of its scores, and what stays until the backward
-    pass (``kept``), is needed once more while it runs (``passing``), or is needed to infer.
+    pass (``kept``), is needed once more while it runs (``passing``), or is needed for inference.
     Measured on MXNet 1.9.1: a softmax's gradient takes two arrays of the size of the scores, a
     division's one; the relu of a concatenation keeps its own output.
     """
@@ -63,7 +63,7 @@ def activation_bytes(symbol: mx.sym.Symbol, inputs: Any, itemsize: int = 4) -> A
     symbol
     inputs : InputConf, or mapping of str to tuple of int
         Input shapes; a mapping includes the batch axis, an InputConf stands for one sample.
-    itemsize : int
+    itemsize
         Bytes of a number.
 
     Raises
@@ -131,7 +131,7 @@ def available_memory(ctx: Optional[mx.Context] = None) -> Optional[int]:
 
     Parameters
     ----------
-    ctx : mx.Context, optional
+    ctx
         The CPU by default.
     """
     if ctx is not None and ctx.device_type == "gpu":
@@ -171,19 +171,19 @@ def check_memory(
 
     Parameters
     ----------
-    symbol : Symbol
+    symbol
         Any graph; without Non-local blocks there is nothing to check.
     inputs : InputConf, or mapping of str to tuple of int
         An InputConf stands for one sample, a mapping includes the batch axis.
-    batch_size : int
+    batch_size
         Samples of an InputConf that a device computes at once.
-    limit : int, optional
+    limit
         Bytes; by default what ``ctx`` has free.
-    training : bool
+    training
         Whether gradients are computed.
-    itemsize : int
+    itemsize
         Bytes of a number.
-    ctx : mx.Context, optional
+    ctx
         The CPU by default.
 
     Returns
@@ -234,7 +234,7 @@ class MemoryGuard:
 
     Parameters
     ----------
-    symbol : Symbol
+    symbol
         Its input is ``data``.
     """
 

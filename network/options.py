@@ -5,7 +5,8 @@ from typing import Any, Optional
 
 from glore_options import Options, number, option, positive_int
 
-from .symbol_glore import FLAVOURS
+from .symbol_context import CONTEXT_KINDS
+from .symbol_glore import FLAVOURS, UNIT_SETTINGS
 
 
 @dataclasses.dataclass
@@ -17,13 +18,14 @@ class ArchitectureOptions(Options):
     network: Optional[str] = option(None, "see docs/networks.md", aliases=("--net-type",))
     glore: Optional[str] = option(
         None,
-        "GloRe units: '2-3' (that many in conv3 and conv4), '3:1,3;4:1,3,5' or none (default: the "
+        "GloRe units: '2-3' (that many in conv3 and conv4), '3:1,3;4:1,3,5', 'c4', each with "
+        f"settings ({', '.join(UNIT_SETTINGS)}) as in '2-3:num_node=16', or none (default: the "
         "network's own)",
         metavar="UNITS",
     )
     block: Optional[str] = option(
         None,
-        "blocks of the kinds gc, se, snl, nl, glore with places and settings: 'gc', "
+        f"blocks of the kinds {', '.join(CONTEXT_KINDS)}, glore with places and settings: 'gc', "
         "'gc@c3-c5/inside:ratio=1/4,nl@4:5:mode=dot_product', or none (default: the network's own)",
         metavar="BLOCKS",
     )

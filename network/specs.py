@@ -112,50 +112,50 @@ class Spec:
 
     Attributes
     ----------
-    name : str
+    name
         As published; looked up without regard to letter case.
-    blocks, num_mid, num_out : tuple of int
+    blocks, num_mid, num_out
         Blocks per stage, width of the 3x3 convolution, width of the stage.
-    strides : tuple of tuple of int
+    strides
         Stride of each stage's first block, per axis.
-    stem : Stem
+    stem
         What precedes conv2.
-    data_shape : tuple of int
+    data_shape
         Default input without the batch axis: (3, h, w) or (3, t, h, w).
-    num_classes : int
+    num_classes
         Classes of the data set that the network was published for.
     family : {'resnet', 'dpn'}
         Which builder.
-    bottleneck : bool
+    bottleneck
         1x1, 3x3, 1x1 blocks; else 3x3, 3x3.
-    groups : int
+    groups
         Groups of the 3x3 convolutions.
-    temporal : tuple of tuple of int
+    temporal
         3D: reach over time of each block's first convolution.
-    growth : tuple of int
+    growth
         Dual path networks: channels that each block adds to the dense map.
     glore : tuple of (stage, positions)
         GloRe units of this row.
     unit_defaults : tuple of (stage, positions)
         Where units sit when a stage is asked for as many as given here.
-    context : tuple of Context
+    context
         Context blocks in or behind the residual blocks.
-    unit : mapping of str to value
+    unit
         What every GloRe unit is built with otherwise than ``UNIT_SETTINGS`` says.
-    dropout : float
+    dropout
         Probability, before the classifier.
-    bn : BNConf
+    bn
         Constants of all batch normalisations.
-    fixed_pool : bool
+    fixed_pool
         Average over a window of the default map's size, as the released graphs do, not globally.
-    legacy_names : bool
+    legacy_names
         Names of the DPN release.
-    post_activation : bool
+    post_activation
         Blocks of convolution, batch normalisation, rectifier with a rectifier after the sum (He et
         al., CVPR 2016), and not the pre-activation order.
-    mean, std : tuple of float
+    mean, std
         Of the input, RGB on the scale 0..1.
-    aliases : tuple of str
+    aliases
         Other names of the row.
     """
 

@@ -27,7 +27,6 @@ from mxnet_compat import mx
 
 from .builder import InputConf, get_spec, get_symbol, list_networks
 from .memory import activation_bytes
-from .options import ArchitectureOptions
 from .shapes import Node, input_shapes, operations, value_shapes
 from .specs import PUBLISHED_TOP1, Positions, Spec
 from .symbol_context import CONTEXT_KINDS
@@ -39,11 +38,11 @@ class Count:
 
     Attributes
     ----------
-    params : int
+    params
         Learnt parameters.
-    stats : int
+    stats
         Running statistics of batch normalisations.
-    macs_of : dict of str to int
+    macs_of
         Multiply-adds per node, in graph order, of convolutions, fully connected layers and
         matrix products (biases, normalisation, activations and pooling are not counted).
     """
@@ -457,13 +456,8 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
     )
     parser.add_argument("--input", type=parse_shape, help="3,height,width or 3,frames,height,width")
     parser.add_argument("--num-classes", type=int, help="width of the classifier of one NAME")
-    for field in dataclasses.fields(ArchitectureOptions):
-        if field.name in ("glore", "block"):
-            parser.add_argument(
-                f"--{field.name}",
-                metavar=field.metadata["metavar"],
-                help=f"of one NAME: {field.metadata['help']}",
-            )
+    parser.add_argument("--glore", help="GloRe units of one NAME: '2-3', '4:5:num_node=16' or none")
+    parser.add_argument("--block", help="blocks of one NAME: 'gc:ratio=1/4,nl@4:5' or none")
     parser.add_argument(
         "--graph",
         metavar="FILE",

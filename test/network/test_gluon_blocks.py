@@ -173,6 +173,12 @@ def test_what_does_not_fit_is_listed_and_nothing_is_set():
     assert all(np.array_equal(v.asnumpy(), before[n]) for n, v in block.unit_params("u").items())
 
 
+def test_keywords_that_the_builder_has_not_are_refused():
+    for make in (block for block, _ in PAIRS.values()):
+        with pytest.raises(TypeError, match="'rato'"):
+            make(32, rato=1 / 4)
+
+
 def test_prefixes_are_checked():
     assert GCBlock(32, prefix="mine_").name == "mine"
     with pytest.raises(UsageError, match="a name and '_'"):

@@ -4,9 +4,9 @@ import pytest
 from golden_weights import read_table
 
 from benchmark import block_cost
-from glore_common import UsageError
+from glore_common import GloReError, UsageError
 from mxnet_compat import mx
-from network import get_symbol, list_networks, summary
+from network import get_spec, get_symbol, list_networks, summary
 from network.specs import PUBLISHED_TOP1
 from network.summary import count
 
@@ -143,7 +143,7 @@ def test_shapes_that_do_not_fit_are_named(shapes, message):
 def test_table_has_counts_and_published_accuracy():
     rows = summary.table(["resnet50_3d_gcn_x5", "resnet18"]).splitlines()
     assert rows[2] == (
-        "| `RESNET50_GLORE` | 8 x 224 x 224 | 5 GloRe | 33.73 | 33.81 | 31.78 | 68.0 |"
+        "| `RESNET50_GLORE` | 8 x 224 x 224 | 5 GloRe | 33.73 | 33.79 | 31.78 | 68.0 |"
     )
     assert rows[3].startswith("| `resnet18` | 224 x 224 |  | 11.6")
     assert rows[3].endswith("|  |")
@@ -214,6 +214,44 @@ def test_picture_has_every_operation_once_and_frames_the_blocks():
     assert "_weight" not in dot
 
 
+def test_pictures_are_drawn_by_graphviz(tmp_path, monkeypatch):
+    program = tmp_path / "bin" / "dot"
+    program.parent.mkdir()
+    program.write_text('#!/bin/sh\necho "$1" > "$3"\n/bin/cat >> "$3"\n')
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(program.parent))
+    picture = tmp_path / "net.png"
+    summary.main(["TINY_3D", "--graph", str(picture)])
+    assert picture.read_text().startswith("-Tpng\ndigraph")
+    program.write_text("#!/bin/sh\necho no such format >&2; exit 1\n")
+    with pytest.raises(GloReError, match="cannot draw .*net.xyz: no such format"):
+        summary.main(["TINY_3D", "--graph", str(tmp_path / "net.xyz")])
+    assert not (tmp_path / "net.xyz").exists()
+    program.unlink()
+    with pytest.raises(GloReError, match="dot is not installed .*dot -Tpng .*net.dot"):
+        summary.main(["TINY_3D", "--graph", str(picture)])
+    with pytest.raises(UsageError, match="has no ending"):
+        summary.main(["TINY_3D", "--graph", str(tmp_path / "net")])
+
+
+def test_a_study_is_listed_when_asked_for(capsys):
+    assert "resnet18_v1_slim" not in list_networks()
+    assert list_networks(study=True)[: len(list_networks())] == list_networks()
+    assert get_spec("ResNet18_v1_slim").name == list_networks(study=True)[-1]
+    summary.main(["--markdown"])
+    table = capsys.readouterr().out
+    assert [line.split("`")[1] for line in table.splitlines()[2:]] == list_networks()
+    assert summary.table(list_networks()) == table.rstrip("\n")
+    summary.main(["--study"])
+    assert "`resnet18_v1_slim`" in capsys.readouterr().out
+
+
+def test_table_tells_what_is_inserted():
+    assert summary.inserted_in(get_spec("resnet50_w-se_w-glore_0-3")) == "16 SE, 3 GloRe"
+    assert summary.inserted_in(get_spec("RESNET50_SLOWONLY_NL5")) == "5 NL"
+    assert summary.inserted_in(get_spec("dpn92")) == ""
+
+
 def test_command_line(capsys, tmp_path):
     path = tmp_path / "graph.dot"
     summary.main(["resnet18", "--block", "gc@4:1:ratio=1/4", "--graph", str(path)])
@@ -232,6 +270,7 @@ def test_command_line(capsys, tmp_path):
         (["resnet18", "--input", "3,8,64,64"], "this network reads 3,height,width"),
         (["resnet18", "resnet34", "--block", "gc"], "for one NAME"),
         (["--input", "3,64,64"], "--input is for one NAME"),
+        (["resnet18", "--markdown"], "the table of all networks"),
         (["resnet18", "--compare", "resnet34"], "either before or after --compare"),
         (["--compare", "resnet34+cg"], "'cg' is not one of"),
     ],
