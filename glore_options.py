@@ -145,7 +145,8 @@ class JobOptions:
     def groups(self) -> dict[str, Options]:
         """Return the groups by name."""
         names = [field.name for field in dataclasses.fields(self)]
-        names.sort(key=lambda name: self.first.index(name) if name in self.first else len(names))
+        last = len(names)
+        names.sort(key=lambda name: self.first.index(name) if name in self.first else last)
         return {name: getattr(self, name) for name in names}
 
     def fields(self) -> dict[str, tuple[Options, dataclasses.Field]]:
@@ -489,7 +490,7 @@ def parse(
                     settings.pop(other, None)
     settings.update(typed)
     for name, value in settings.items():
-        if known[name][1].metadata["several"]:
+        if isinstance(value, list):
             value = tuple(value)
         setattr(known[name][0], name, value)
     options.given = set(settings)

@@ -14,7 +14,7 @@ import os
 import time
 from typing import Any, NamedTuple, Optional
 
-from data.common.loader import Loader, write_bad_files
+from data.common.loader import BatchSource, write_bad_files
 from data.common.transforms import default_resize
 from data.image.loaders import get_image_val_loader
 from data.image.options import ImageReadingOptions
@@ -49,7 +49,9 @@ class Evaluation(NamedTuple):
     confusion: ConfusionMatrix
 
 
-def evaluate(predict: Any, loader: Loader, num_classes: int, limit: Optional[int]) -> Evaluation:
+def evaluate(
+    predict: Any, loader: BatchSource, num_classes: int, limit: Optional[int]
+) -> Evaluation:
     """Score a network on what a loader reads.
 
     Parameters
@@ -127,7 +129,7 @@ def write_results(
 
 
 def score(
-    model: Model, loader: Loader, limit: Optional[int], contexts: list, prefix: str
+    model: Model, loader: BatchSource, limit: Optional[int], contexts: list, prefix: str
 ) -> tuple[Evaluation, dict[str, Any]]:
     """Test a network and log the figures; return the result and what the JSON says of any data."""
     facts, kind = model.facts, loader.dataset.kind

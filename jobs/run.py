@@ -8,7 +8,7 @@ from typing import Any, Callable, Optional
 
 from checkpoint.gluoncv_names import zoo_weights
 from checkpoint.released import locate
-from data.common.loader import Loader, write_bad_files
+from data.common.loader import BatchSource, write_bad_files
 from glore_common import UsageError, command, write_text
 from glore_options import as_yaml
 from mxnet_compat import mx
@@ -23,6 +23,7 @@ from train.loop import Summary, train_and_evaluate
 from train.optimizer import make_optimizer
 from train.report import Reporter, default_log_file, log_to
 from train.schedule import schedule_for
+from train.step import Learner
 from train.trial import benchmark, dry_run
 from train.workers import Group, join
 
@@ -165,7 +166,7 @@ class Run:
     def train(
         self,
         block: mx.gluon.Block,
-        loaders: tuple[Loader, Optional[Loader]],
+        loaders: tuple[BatchSource, Optional[BatchSource]],
         facts: ModelFacts,
         batch_hook: Any = None,
     ) -> Optional[tuple[Summary, Reporter]]:
@@ -194,9 +195,10 @@ class Run:
         task = options.checkpoints.task_name
         try:
             if options.logging.dry_run:
-                dry_run(
-                    block, train, options, optimizer, schedule, self.contexts, batch_hook, group
+                learner = Learner(
+                    block, optimizer, self.contexts, options, batch_hook, group, schedule
                 )
+                dry_run(learner, train, schedule, options.run.random_seed)
                 return None
             if group.is_main:
                 self._write_options()
@@ -213,7 +215,6 @@ class Run:
                 options,
                 optimizer=optimizer,
                 schedule=schedule,
-                contexts=self.contexts,
                 batch_hook=batch_hook,
                 reporter=reporter,
                 model=facts.as_dict(),
@@ -237,17 +238,10 @@ class Run:
         """Time training steps on one batch that stays in memory; return samples per second."""
         # The schedule's length matters for the rate alone.
         optimizer, schedule = self.recipe(max(steps, self.options.run.epoch_div_factor or 1))
-        return benchmark(
-            block,
-            batch,
-            self.options,
-            optimizer,
-            schedule,
-            self.contexts,
-            steps,
-            batch_hook,
-            self.group,
+        learner = Learner(
+            block, optimizer, self.contexts, self.options, batch_hook, self.group, schedule
         )
+        return benchmark(learner, batch, schedule, self.options.run.random_seed, steps)
 
     def _write_options(self) -> None:
         """Write the settled options beside the checkpoints."""
@@ -272,30 +266,6 @@ def started(options: TrainJobOptions) -> Iterator[Run]:
     ):
         LOGGER.info("Command    %s", options.command_line)
         yield Run(options, group, contexts_of(options.devices), log_file)
-
-
-def settle_parts(options: TrainJobOptions, batches: int, wanted: Optional[int]) -> None:
-    """Choose into how many logged epochs a pass is divided, where nothing was asked for.
-
-    Parameters
-    ----------
-    options
-    batches
-        Of a pass over the training data.
-    wanted
-        The data set's own number; a small set is divided into as many as it has batches.
-    """
-    run = options.run
-    if run.epoch_div_factor is not None:
-        return
-    run.epoch_div_factor = min(wanted or 1, batches)
-    if wanted is not None and run.epoch_div_factor < wanted:
-        LOGGER.info(
-            "A pass has %d batches: it is divided into %d logged epochs, not %d",
-            batches,
-            run.epoch_div_factor,
-            wanted,
-        )
 
 
 def next_commands(summary: Summary) -> None:

@@ -131,7 +131,7 @@ def train(options: ClassifierOptions, run: Run) -> None:
     best = best_checkpoint(options, summary)
     LOGGER.info("Best       %s (last: %s.params)", best, summary.checkpoint)
     if parts.test is not None:
-        with run.group.progress.phase("testing"):
+        with run.group.heartbeat.phase("testing"):
             evaluate_images(
                 open_model(best),
                 parts.test,

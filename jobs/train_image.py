@@ -7,7 +7,7 @@ import dataclasses
 import logging
 from typing import Any, Optional
 
-from data.common.loader import Loader
+from data.common.loader import BatchSource
 from data.common.transforms import default_resize
 from data.image.loaders import get_image_train_loader, get_image_val_loader
 from glore_common import UsageError
@@ -21,7 +21,7 @@ from train.report import Reporter
 
 from .model import ModelFacts
 from .options import ImageJobOptions
-from .run import Run, need_task, settle, settle_parts
+from .run import Run, need_task, settle
 from .sources import ImageParts, open_parts
 
 LOGGER = logging.getLogger("glore")
@@ -81,7 +81,7 @@ def mixup_of(options: ImageJobOptions, num_classes: int) -> Optional[Mixup]:
 
 def get_loaders(
     options: ImageJobOptions, parts: ImageParts, run: Run, conf: Any
-) -> tuple[Loader, Optional[Loader]]:
+) -> tuple[BatchSource, Optional[BatchSource]]:
     """Return the loaders for training and for validation, of this worker's share.
 
     ``conf`` has the ``mean`` and ``std`` of the input.
@@ -89,9 +89,10 @@ def get_loaders(
     common = {"mean": conf.mean, "std": conf.std, **run.share}
     val = None
     if parts.val is not None:
+        reader = options.data.record_reader if parts.val.records else "own"
         val = get_image_val_loader(
             parts.val,
-            options.data,
+            dataclasses.replace(options.data, record_reader=reader),
             batch_size=options.images.test_batch or options.data.batch_size,
             with_index=False,
             **common,
@@ -132,7 +133,7 @@ def run_training(
     mean, std = options.pixels.normalisation(spec.mean, spec.std)
     loaders = train, _ = get_loaders(options, parts, run, InputConf(spec.data_shape, mean, std))
     train.start()  # while the network is built
-    settle_parts(options, len(train), 1)
+    options.run.settle_epoch_div_factor(1, len(train))
     block, input_conf = get_network(options, run, num_classes)
     log_data(options, parts)
     names = parts.train.class_names

@@ -9,7 +9,7 @@ import logging
 import os
 from typing import Optional
 
-from data.common.loader import Loader
+from data.common.loader import BatchSource
 from data.common.transforms import default_resize
 from data.video.loaders import get_train_loader, get_val_loader
 from dataset import get_config, prepare_demo
@@ -20,7 +20,7 @@ from network.builder import InputConf, get_spec, get_symbol
 
 from .model import ModelFacts
 from .options import KineticsOptions
-from .run import Run, need_task, next_commands, settle, settle_parts, started
+from .run import Run, need_task, next_commands, settle, started
 
 LOGGER = logging.getLogger("glore")
 
@@ -48,7 +48,7 @@ def settle_with(options: KineticsOptions, config: DatasetConfig) -> None:
 
 def get_loaders(
     options: KineticsOptions, config: DatasetConfig, input_conf: InputConf, run: Run
-) -> tuple[Loader, Loader]:
+) -> tuple[BatchSource, BatchSource]:
     """Return the loaders for training and validation, of this worker's share of the videos."""
     common = {
         "mean": input_conf.mean,
@@ -67,7 +67,9 @@ def get_loaders(
     return train, get_val_loader(config.val_list, config.val_root, options.data, **common)
 
 
-def log_data(options: KineticsOptions, config: DatasetConfig, train: Loader, val: Loader) -> None:
+def log_data(
+    options: KineticsOptions, config: DatasetConfig, train: BatchSource, val: BatchSource
+) -> None:
     """Log what is going to be trained on."""
     data = options.data
     LOGGER.info(
@@ -131,7 +133,7 @@ def main(argv: Optional[list[str]] = None) -> None:
         config.check()
         train, val = get_loaders(options, config, input_conf, run)
         train.start()  # while the network is built
-        settle_parts(options, len(train), config.epoch_div_factor)
+        options.run.settle_epoch_div_factor(config.epoch_div_factor, len(train))
         block = run.block(symbol, input_conf, KINETICS_LR_MULT, KINETICS_WD_MULT)
         log_data(options, config, train, val)
         done = run.train(block, (train, val), describe(options, config, input_conf))

@@ -59,7 +59,7 @@ def get_spec(name: str) -> Spec:
     """
     rows = {known.lower(): row for row in ALL_ROWS for known in (row.name, *row.aliases)}
     if not isinstance(name, str) or name.lower() not in rows:
-        known = [known for row in ROWS for known in (row.name, *row.aliases)]
+        known = [known for row in ALL_ROWS for known in (row.name, *row.aliases)]
         raise UsageError(
             f"Unknown network {name!r}. Did you mean {closest_first(str(name), known)[0]}? "
             f"Known networks, nearest first: {', '.join(closest_first(str(name), known))}."

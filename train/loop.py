@@ -427,8 +427,8 @@ def train_and_evaluate(
     ----------
     block
         Maps data to logits (n, classes); of type ``options.devices.dtype``, and initialised
-        (deferred shapes are fine) on the devices that it is to learn on. Its ``symbol``, if it has one, is saved with the
-        checkpoints.
+        (deferred shapes are fine) on the devices that it is to learn on. Its ``symbol``, if it has
+        one, is saved with the checkpoints.
     train_data, val_data
         Sized iterables of (data, label), see :class:`train.batches.BatchStream`; ``val_data`` may
         be None. Data (n, ...), labels (n,).

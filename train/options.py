@@ -356,8 +356,6 @@ class TrainOptions(JobOptions):
                 raise UsageError(f"{name} must be 1 or more, not {value}")
         if self.run.end_epoch is None:
             raise UsageError("end_epoch must say how many logged epochs to train")
-        if self.run.epoch_div_factor is None:
-            raise UsageError("epoch_div_factor must say into how many parts a pass is divided")
         if min(self.precise_bn.precise_bn_batches) < 0:
             raise UsageError("precise BatchNorm takes 0 or more batches of each kind")
         self.checkpoints.start()

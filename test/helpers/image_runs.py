@@ -6,7 +6,7 @@ import os
 import cv2
 import numpy as np
 
-from network import builder as symbol_builder
+from network import builder
 from network.builder import get_spec
 
 CLASSES = ("blue", "green", "red")  # in the order of their BGR channels
@@ -24,7 +24,7 @@ def add_tiny_network(monkeypatch):
         data_shape=(3, 64, 64),
         num_classes=len(CLASSES),
     )
-    monkeypatch.setattr(symbol_builder, "ROWS", (*symbol_builder.ROWS, row))
+    monkeypatch.setattr(builder, "ALL_ROWS", (*builder.ALL_ROWS, row))
 
 
 def write_images(root, per_class, seed=0):

@@ -211,7 +211,7 @@ def test_the_default_sizes(weights):
     ("options", "error", "text"),
     [
         (("--glore", "2-3"), UsageError, "--network"),
-        (("--network", "RESNET50_GLORE"), UsageError, "does not say which videos"),
+        (("--network", "RESNET50_GLORE"), GloReError, "do not fit the network"),
         (("--resize", "40"), UsageError, "smaller than --crop-size"),
         (("--weights", "no/such"), GloReError, "no/such"),
         (("--network", "resnet18"), GloReError, "conv2_B02"),

@@ -19,6 +19,7 @@ from jobs.train_imagenet import main, settle
 from mxnet_compat import mx
 from network.builder import get_symbol
 from network.pretrained import load, read_params
+from train import trial
 from train.optimizer import NesterovSGD, make_optimizer
 from train.schedule import schedule_for
 from train.workers import Group
@@ -162,9 +163,8 @@ def test_benchmark_divides_by_the_timed_steps_alone(monkeypatch):
             return now[0]
 
     class Learns:
-        def __init__(self, *_):
-            self.steps = 0
-            self.group = Group()
+        group = Group()
+        accumulate, steps = 2, 0
 
         def step(self, batches, lr, seed, samples):
             assert samples == 8
@@ -173,11 +173,9 @@ def test_benchmark_divides_by_the_timed_steps_alone(monkeypatch):
             now[0] += 100.0 if self.steps <= 2 else 0.5
             return [([mx.nd.ones(4)], None, None) for _ in batches]
 
-    monkeypatch.setattr(glore_cli, "Learner", Learns)
-    monkeypatch.setattr(glore_cli, "time", Clock)
-    run = type("Run", (), {"accumulate": 2, "seed": 1})
+    monkeypatch.setattr(trial, "time", Clock)
     batch = (mx.nd.zeros((4, 1)), mx.nd.zeros(4))
-    speed = glore_cli.benchmark(None, batch, None, lambda step: 0.1, run, [mx.cpu()], 10)
+    speed = trial.benchmark(Learns(), batch, lambda step: 0.1, 1, 10)
     assert speed == pytest.approx(4 * 2 / 0.5)
 
 

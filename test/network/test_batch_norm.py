@@ -7,11 +7,12 @@ import pytest
 
 from benchmark.scaling import model
 from glore_common import UsageError
-from jobs.arguments import devices
 from mxnet_compat import mx
 from network import get_symbol
 from network.batch_norm import with_batch_norm
 from network.block import build_block
+from train.devices import contexts_of
+from train.options import TrainDeviceOptions
 
 
 @pytest.fixture(scope="module")
@@ -65,9 +66,9 @@ def test_frozen_statistics_are_used_and_stay(network):
 
 
 def test_devices_of_the_cpu():
-    assert devices(cpus=2) == [mx.cpu(0), mx.cpu(1)]
+    assert contexts_of(TrainDeviceOptions(cpus=2)) == [mx.cpu(0), mx.cpu(1)]
     with pytest.raises(UsageError, match="--gpus or --cpus"):
-        devices((0,), 1, 2)
+        contexts_of(TrainDeviceOptions(gpus=(0,), cpus=2), 1)
 
 
 def test_the_model_of_several_machines():
