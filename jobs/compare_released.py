@@ -28,7 +28,7 @@ from network import get_symbol, logits
 from network.block import build_block
 from network.builder import get_spec
 from network.compare import compare_outputs, layer_distances, match_params
-from network.identify import Inferred, infer_network
+from network.identify import Identified, identify_network
 from network.pretrained import read_source
 from network.specs import PUBLISHED_TOP1
 from train.devices import contexts_of
@@ -102,20 +102,20 @@ def find_network(checkpoint, name=None):
 
     Returns
     -------
-    network.identify.Inferred
+    network.identify.Identified
     """
     shapes = {key: value.shape for key, value in checkpoint.params.items()}
     if name is None:
-        return infer_network(shapes, checkpoint.symbol, checkpoint.path)
+        return identify_network(shapes, checkpoint.symbol, checkpoint.path)
     try:
-        found = infer_network(shapes, checkpoint.symbol, checkpoint.path)
+        found = identify_network(shapes, checkpoint.symbol, checkpoint.path)
     except GloReError as error:
         LOGGER.warning("%s", error)
-        return Inferred(get_spec(name).name, get_spec(name).num_classes, {}, {})
+        return Identified(get_spec(name).name, get_spec(name).num_classes, {}, {})
     if found.name == get_spec(name).name:
         return found
     LOGGER.warning("The parameters look like %s, not %s", found.name, get_spec(name).name)
-    return Inferred(get_spec(name).name, found.num_classes, {}, found.found)
+    return Identified(get_spec(name).name, found.num_classes, {}, found.found)
 
 
 def is_published(network):

@@ -36,7 +36,7 @@ from .sources import open_parts
 
 LOGGER = logging.getLogger("glore")
 # A picture of more shows nothing.
-MOST_PICTURED_CLASSES = 100
+MOST_PICTURED_CLASSES = 200
 IMAGE_CROPS = {"centre": "centre crop", "ten": "ten crops", "full": "whole images"}
 BATCH_SIZE = 32
 

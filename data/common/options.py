@@ -27,7 +27,9 @@ def settled(options: Options, name: str) -> Any:
 class ReadingOptions(Options):
     """How samples are read, by how many processes, and what becomes of unreadable files."""
 
-    batch_size: Optional[int] = option(None, "samples per step", kind=positive_int)
+    batch_size: Optional[int] = option(
+        None, "samples per step", kind=positive_int, aliases=("--train-batch",)
+    )
     num_workers: Optional[int] = option(
         None,
         "decoding processes; 0: none (default: the physical cores, at most 8)",

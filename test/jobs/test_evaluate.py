@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from image_runs import CLASSES, NETWORK, add_tiny_network, write_images
 
+from checkpoint.graph import save
 from data.image.loaders import get_image_val_loader
 from data.image.options import ImageTestOptions
 from data.image.source import open_image_source
@@ -21,7 +22,6 @@ from jobs.options import EvaluateOptions
 from mxnet_compat import mx
 from network.builder import get_symbol
 from network.initializer import initial_params
-from network.pretrained import save
 from train.scoring import average_scores
 
 SIDE = 64
@@ -186,7 +186,7 @@ def test_a_limit_of_images(images, weights):
 
 
 def test_many_classes_have_no_picture(images, tmp_path):
-    symbol, _ = get_symbol(NETWORK, 101)
+    symbol, _ = get_symbol(NETWORK, 201)
     save("many", 0, symbol, *initial_params(symbol, {"data": (1, 3, SIDE, SIDE)}))
     result = run("many", "--folder", images)
     assert result["class_names"] is None

@@ -9,6 +9,7 @@ import cv2
 import numpy as np
 import pytest
 
+from checkpoint.params import read_params
 from data.image.source import SourceError
 from dataset import prepare_demo_images
 from glore_common import GloReError, UsageError
@@ -18,7 +19,6 @@ from jobs.options import ClassifierOptions
 from jobs.sources import open_parts
 from jobs.train_classifier import main, settle
 from network import get_symbol
-from network.pretrained import read_params
 
 SLIM = "resnet18_v1_slim"
 CLASSES = 200
@@ -162,7 +162,7 @@ def test_evaluate_repeats_the_test_and_takes_the_checkpoints_own_graph(folder, n
     with pytest.raises(GloReError, match="there is neither a file nothing nor a checkpoint"):
         train(*where, "--evaluate", "nothing")
     (folder / "class_0").rename(folder.parent / "elsewhere")
-    with pytest.raises(UsageError, match=r"has 3 classes, .*birds has 2: give the --dataset"):
+    with pytest.raises(UsageError, match=r"has 3 classes, .*birds has 2: give the data"):
         train(*where, "--evaluate", checkpoint.replace(".params", ""))
 
 

@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 from image_runs import CLASSES, NETWORK, add_tiny_network, write_images
 
+from checkpoint.graph import load
+from checkpoint.params import read_params
 from glore_common import UsageError
 from glore_options import parse as parse_options
 from jobs import train_imagenet
@@ -18,7 +20,6 @@ from jobs.train_image import get_network
 from jobs.train_imagenet import main, settle
 from mxnet_compat import mx
 from network.builder import get_symbol
-from network.pretrained import load, read_params
 from train import trial
 from train.optimizer import NesterovSGD, make_optimizer
 from train.schedule import schedule_for

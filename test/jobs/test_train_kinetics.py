@@ -11,14 +11,14 @@ import numpy as np
 import pytest
 from torch_files import as_zip, p_tensor, whole
 
-from checkpoint.params import to_torch_name
+from checkpoint.params import read_params
+from checkpoint.torch_names import to_torch_name
 from dataset import prepare_demo
 from glore_options import parse
 from jobs.options import KineticsOptions
 from jobs.train_kinetics import settle_with
 from mxnet_compat import mx
 from network import get_symbol
-from network.pretrained import read_params
 
 COMMON = ("--network", "TINY_GLORE", "--dataset", "Demo", "--crop-size", "32", "--gpus", "")
 
@@ -130,7 +130,7 @@ def test_pytorch_weights_give_the_same_result(root, demo, trained):
     items = [(name, p_tensor(key, storages[key])) for name, key in zip(names, storages)]
     (trained / "released.pth").write_bytes(as_zip(whole(items), storages))
     network = ("--network", "TINY_GLORE", "--crop-size", 32, "--dataset", "Demo")
-    options = ("--data-root", demo, "--frame-interval", 4, "--gpus", "")
+    options = ("--data-root", demo, "--gpus", "")
     run(root, trained, "evaluate.py", "released.pth", *network, *options, "--output", "torch")
     run(root, trained, "evaluate.py", "exps/models/job_ep", "--output", "mxnet")
     results = [json.loads((trained / f"{kind}.json").read_text()) for kind in ("torch", "mxnet")]
@@ -267,10 +267,10 @@ def test_a_run_from_the_file_of_another_ends_with_its_parameters(root, trained, 
 def test_mean_and_std_of_the_training_are_those_of_testing(root, demo, tmp_path):
     pixels = ("--rgb-mean", "10,20,30", "--rgb-std", "50,60,70")
     options = (*COMMON, "--data-root", demo, "--batch-size", 8, "--task-name", "odd", *pixels)
-    run(root, tmp_path, "train_kinetics.py", *options, "--max-steps", 2, "--end-epoch", 8)
+    run(root, tmp_path, "train_kinetics.py", *options, "--max-steps", 3, "--end-epoch", 8)
     done = run(root, tmp_path, "evaluate.py", "exps/models/odd_ep", "--output", "odd")
     assert "RGB mean 10, 20, 30, std 50, 60, 70 of 255" in done.stderr
-    assert "8 frames, one in 4, 32 x 32 pixels" in done.stderr
+    assert "8 frames, one in 2, 32 x 32 pixels" in done.stderr
     assert "odd_ep-0001.json, its manifest" in done.stderr
     result = json.loads((tmp_path / "odd.json").read_text())
     with open(tmp_path / "exps" / "logs" / "odd_history.csv") as stream:
@@ -279,7 +279,12 @@ def test_mean_and_std_of_the_training_are_those_of_testing(root, demo, tmp_path)
     assert result["loss"] == pytest.approx(float(dict(zip(header, row))["val_loss"]), rel=1e-4)
 
 
-def test_a_small_data_set_is_not_divided_into_more_epochs_than_it_has_batches(root, demo, tmp_path):
-    options = (*COMMON, "--data-root", demo, "--batch-size", 12, "--dry-run")
-    done = run(root, tmp_path, "train_kinetics.py", *options, "--end-epoch", 8)
-    assert "logged epochs of 1/1 pass (2 batches of 12)" in done.stderr
+def test_a_small_data_set_is_not_divided_into_more_epochs_than_it_has_batches():
+    options = parse(KineticsOptions(), [], "Trains.")
+    settle_with(options, Settings)
+    options.run.settle_epoch_div_factor(Settings.epoch_div_factor, 3)
+    assert options.run.epoch_div_factor == 3
+    # What was asked for stays, so that the loop can say that it is impossible.
+    options = parse(KineticsOptions(), ["--epoch-div-factor", "4"], "Trains.")
+    options.run.settle_epoch_div_factor(1, 3)
+    assert options.run.epoch_div_factor == 4
