@@ -55,13 +55,17 @@ def get_spec(name: str) -> Spec:
     Raises
     ------
     UsageError
-        When there is no such network; the message lists all, the nearest first.
+        When there is no such network; the message names the nearest of all, and lists those of
+        :func:`list_networks`, the nearest first.
     """
     rows = {known.lower(): row for row in ALL_ROWS for known in (row.name, *row.aliases)}
     if not isinstance(name, str) or name.lower() not in rows:
-        known = [known for row in ALL_ROWS for known in (row.name, *row.aliases)]
+        every, known = (
+            [known for row in table for known in (row.name, *row.aliases)]
+            for table in (ALL_ROWS, ROWS)
+        )
         raise UsageError(
-            f"Unknown network {name!r}. Did you mean {closest_first(str(name), known)[0]}? "
+            f"Unknown network {name!r}. Did you mean {closest_first(str(name), every)[0]}? "
             f"Known networks, nearest first: {', '.join(closest_first(str(name), known))}."
         )
     return rows[name.lower()]

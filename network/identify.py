@@ -268,7 +268,8 @@ def _context_of(survey: _Survey, kind: str, symbol: Optional[mx.sym.Symbol]) -> 
         (stage, tuple(sorted(at))) for stage, at in sorted(survey.context[kind].items())
     )
     ratio = survey.votes.get(("ratio", kind))
-    context = Context(kind, {} if ratio is None else {"ratio": ratio}, positions)
+    has_ratio = ratio is not None and "ratio" in CONTEXT_KINDS[kind].settings
+    context = Context(kind, {"ratio": ratio} if has_ratio else {}, positions)
     if symbol is None:
         return context
     nodes = json.loads(symbol.tojson())["nodes"]

@@ -21,7 +21,7 @@ import dataclasses
 import re
 from collections.abc import Mapping
 from fractions import Fraction
-from typing import Any, NamedTuple, Optional, Union
+from typing import Any, Optional, Union
 
 from glore_common import UsageError, closest_first
 
@@ -34,18 +34,10 @@ GLORE = "glore"
 STAGES = (2, 3, 4, 5)
 # A comma followed by a letter parts two items, unless a setting follows; in places a digit does.
 _BETWEEN_ITEMS = re.compile(r"\s*,\s*(?=[A-Za-z])(?!\w+\s*=)")
-_ITEM = re.compile(
-    r"(?P<kind>[A-Za-z]+)(?:@(?P<places>[^/=]+?))?(?:/(?P<placement>\w+))?(?::(?P<settings>\w+\s*=.*))?"
-)
-_UNITS = re.compile(r"(?:glore(?:@|(?=:)|$))?(?P<places>[^/=]*?)(?::(?P<settings>\w+\s*=.*))?")
+# Groups: kind, places, placement, settings; of units: places, settings.
+_ITEM = re.compile(r"([A-Za-z]+)(?:@([^/=]+?))?(?:/(\w+))?(?::(\w+\s*=.*))?")
+_UNITS = re.compile(r"(?:glore(?:@|(?=:)|$))?([^/=]*?)(?::(\w+\s*=.*))?")
 _BLOCKS = re.compile(r"\d:\d+(,\d+)*(;\d:\d+(,\d+)*)*")
-
-
-class _Item(NamedTuple):
-    kind: str
-    places: Optional[str]
-    placement: Optional[str]
-    settings: str
 
 
 def units_of(spec: Spec, value: Any) -> Spec:
@@ -74,7 +66,7 @@ def units_of(spec: Spec, value: Any) -> Spec:
     match = _UNITS.fullmatch(value.strip())
     if not match or not value.strip():
         raise _not_understood(value)
-    return _with_units(spec, match["places"] or None, match["settings"] or "")
+    return _with_units(spec, *match.groups(default=""))
 
 
 def blocks_of(spec: Spec, value: Any) -> Spec:
@@ -103,16 +95,13 @@ def blocks_of(spec: Spec, value: Any) -> Spec:
         if not isinstance(given, str):
             raise UsageError(f"block: {given!r} is neither a kind of block nor a Context.")
         for item in _items(given):
-            if item.kind == GLORE:
-                if item.placement is not None:
-                    raise UsageError(
-                        "block: a GloRe unit sits after a block; it takes no placement."
-                    )
-                spec = _with_units(spec, item.places, item.settings)
-                continue
-            settings = _settings(f"block: {item.kind}", item.settings, _known(item.kind))
-            places: Any = item.places
-            contexts.append(_checked(spec, Context(item.kind, settings, places, item.placement)))
+            kind, places, placement, settings = item.groups(default="")
+            if kind.lower() != GLORE:
+                contexts.append(_context(spec, kind.lower(), places, placement, settings))
+            elif placement:
+                raise UsageError("block: a GloRe unit sits after a block; it takes no placement.")
+            else:
+                spec = _with_units(spec, places, settings)
     kinds = [context.kind for context in contexts]
     if len(set(kinds)) != len(kinds):
         raise UsageError(f"block names a kind twice: {kinds}.")
@@ -164,23 +153,24 @@ def _known(kind: str) -> Mapping[str, Setting]:
     return CONTEXT_KINDS[kind].settings
 
 
-def _items(text: str) -> list[_Item]:
+def _items(text: str) -> list[re.Match[str]]:
     """Return the items of 'gc@c3-c5,nl@4:5/after:mode=gaussian'."""
-    items = []
-    for part in _BETWEEN_ITEMS.split(text.strip()):
-        match = _ITEM.fullmatch(part)
-        if not match:
-            raise UsageError(
-                f"block={text!r} is not understood at {part!r}. Give kinds of blocks, each with "
-                "positions, placement and settings if need be: 'gc', 'gc,nl', "
-                "'gc@c3-c5/inside:ratio=1/4,nl@4:5:mode=dot_product'."
-            )
-        items.append(
-            _Item(
-                match["kind"].lower(), match["places"], match["placement"], match["settings"] or ""
-            )
+    parts = _BETWEEN_ITEMS.split(text.strip())
+    items = [match for match in map(_ITEM.fullmatch, parts) if match]
+    if len(items) < len(parts):
+        wrong = next(part for part in parts if not _ITEM.fullmatch(part))
+        raise UsageError(
+            f"block={text!r} is not understood at {wrong!r}. Give kinds of blocks, each with "
+            "positions, placement and settings if need be: 'gc', 'gc,nl', "
+            "'gc@c3-c5/inside:ratio=1/4,nl@4:5:mode=dot_product'."
         )
     return items
+
+
+def _context(spec: Spec, kind: str, places: str, placement: str, settings: str) -> Context:
+    values = _settings(f"block: {kind}", settings, _known(kind))
+    positions: Any = places or None
+    return _checked(spec, Context(kind, values, positions, placement or None))
 
 
 def _settings(label: str, text: str, known: Mapping[str, Setting]) -> dict[str, Any]:
@@ -250,7 +240,7 @@ def _stages(spec: Spec, text: str) -> Optional[Positions]:
     return spec.every_block(range(int(first), int(last) + 1))
 
 
-def _with_units(spec: Spec, places: Optional[str], settings: str) -> Spec:
+def _with_units(spec: Spec, places: str, settings: str) -> Spec:
     """Return a row with GloRe units; without places where they are, or sit by default."""
     unit = {**spec.unit, **_settings("glore", settings, UNIT_SETTINGS)}
     glore = _unit_places(spec, places) if places else spec.glore or spec.default_units()

@@ -26,6 +26,9 @@ def check_pair(name, block, folder):
     overrides = (
         {"clip_length": 4} if name in ("TINY_3D", "RESNET50_3D", "RESNET50_SLOWONLY") else {}
     )
+    # Running statistics are those of the one step: with fresh ones several released units, whose
+    # output grows with the cube of the input, leave the range of float32 one behind the other.
+    overrides["bn_momentum"] = 0.0
     symbol, conf = get_symbol(name, num_classes=3, crop_size=64, block=block, **overrides)
     net = build_block(symbol, conf, seed=1)
     shape = (2, *conf.data_shape)
@@ -46,6 +49,7 @@ def check_pair(name, block, folder):
         assert own
         assert any(np.abs((args[n] - before[n]).asnumpy()).max() > 0 for n in own)
     out = net(data).asnumpy()
+    assert np.isfinite(out).all()
     prefix = str(folder / "net")
     save(prefix, 0, symbol, args, auxs)
     loaded = load(prefix, 0)

@@ -436,6 +436,8 @@ def test_unknown_networks_are_listed_nearest_first(given, nearest):
     assert f"nearest first: {nearest}, " in message
     assert all(name in message for name in list_networks())
     assert "slim" not in message
+    with pytest.raises(UsageError, match="Did you mean resnet18_v1_slim"):
+        get_symbol("resnet18_v1_slm")
 
 
 def test_names_do_not_depend_on_letter_case():
