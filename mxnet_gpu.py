@@ -13,8 +13,6 @@ import os
 from collections.abc import Iterable
 from typing import NamedTuple, Optional
 
-from glore_common import GloReError
-
 LOGGER = logging.getLogger("glore")
 GPU_BUILDS = ("mxnet-cu117", "mxnet-cu112")
 # Compute capabilities with machine code in the GPU builds (cuobjdump --list-elf). Neither has PTX,
@@ -42,14 +40,10 @@ _NO_DEVICE = 100  # CUDA_ERROR_NO_DEVICE
 _MAJOR, _MINOR = 75, 76  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_{MAJOR,MINOR}
 
 
-class GPUProblem(GloReError):
-    """A GPU, its driver or a CUDA library cannot be used; the message says what to do."""
-
-
 class GPU(NamedTuple):
     """One GPU as the driver numbers it (``CUDA_VISIBLE_DEVICES`` is honoured)."""
 
-    index: int
+    number: int
     name: str
     capability: tuple[int, int]
     memory: int  # bytes
@@ -127,44 +121,38 @@ def read_driver() -> Driver:
         return Driver(None, (), f"the NVIDIA driver does not answer: {error}")
 
 
-def usable_gpus() -> tuple[GPU, ...]:
-    """Return the GPUs that the driver lists where MXNet's GPU build is installed, else none.
+def is_wheel() -> bool:
+    """Return whether MXNet is a GPU build from PyPI, whose kernels are known."""
+    return bool(set(installed_builds()) & set(GPU_BUILDS))
 
-    ``mx.context.num_gpus`` ends with "CUDA: Check failed" where the driver is too old or broken;
-    this says what is wrong in the log and leaves the CPU.
+
+def list_gpus() -> tuple[GPU, ...]:
+    """Return the driver's GPUs; a problem of the driver is told in the log, and leaves none.
+
+    ``mx.context.num_gpus`` ends with "CUDA: Check failed" where the driver is too old or broken.
     """
-    if not set(installed_builds()) & set(GPU_BUILDS):
-        return ()
     driver = read_driver()
     if driver.problem is not None:
         LOGGER.warning("No GPU can be used: %s", driver.problem)
     return driver.gpus
 
 
-def check_gpus(indices: Iterable[int], driver: Optional[Driver] = None) -> None:
-    """Raise :class:`GPUProblem` for GPUs that MXNet's build has no kernels for.
+def without_kernels(gpus: Iterable[GPU]) -> dict[int, str]:
+    """Return by number what is wrong with GPUs that the installed build cannot run on.
 
-    Without this the failure is "no kernel image is available" in the middle of the first step.
-
-    Parameters
-    ----------
-    indices
-        Numbers of GPUs; those that the driver does not list are somebody else's business.
-    driver
-        What :func:`read_driver` returned, where it has been called.
+    Unasked, the failure is "no kernel image is available" in the middle of the first step. Of a
+    build of the user's own nothing is known.
     """
-    driver = driver or read_driver()
-    wanted = set(indices)
-    problems = [kernel_problem(g) for g in driver.gpus if g.index in wanted and not g.has_kernels]
-    if problems:
-        raise GPUProblem("\n".join(problems))
+    if not is_wheel():
+        return {}
+    return {gpu.number: kernel_problem(gpu) for gpu in gpus if not gpu.has_kernels}
 
 
 def kernel_problem(gpu: GPU) -> str:
     """Say that the GPU builds cannot run on ``gpu``, and what to do."""
     known = ", ".join(f"{major}.{minor}" for major, minor in (*KERNELS, (8, 9)))
     return (
-        f"GPU {gpu.index} ({gpu.name}) has compute capability {gpu.capability[0]}."
+        f"GPU {gpu.number} ({gpu.name}) has compute capability {gpu.capability[0]}."
         f"{gpu.capability[1]}; MXNet 1.9.1 has kernels for {known} (Maxwell to Ada; not Hopper, "
         "not Blackwell). Use another GPU, or the CPU: --gpus cpu"
     )

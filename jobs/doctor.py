@@ -193,14 +193,16 @@ def _gpus(mx):
         return [Finding("GPU", cuda, f"{driver.problem}; the CPU is used")]
     findings = [Finding("GPU", cuda if driver.gpus else f"none ({cuda})")]
     for gpu in driver.gpus:
-        problem = "" if gpu.has_kernels else mxnet_gpu.kernel_problem(gpu)
+        # Of a build of the user's own nothing is known; the one for CPUs could be changed.
+        unknown = gpu_build and not mxnet_gpu.is_wheel()
+        problem = "" if gpu.has_kernels or unknown else mxnet_gpu.kernel_problem(gpu)
         if gpu.has_kernels and mx is not None and not gpu_build:
             problem = f"this MXNet is built for the CPU. {_how_to_install()}"
         text = (
             f"{gpu.name}, {gpu.memory / 2**30:.1f} GB, compute capability "
             f"{gpu.capability[0]}.{gpu.capability[1]}"
         )
-        findings.append(Finding(f"GPU {gpu.index}", text, problem))
+        findings.append(Finding(f"GPU {gpu.number}", text, problem))
     return findings
 
 

@@ -12,10 +12,13 @@ from stub_cuda import build_stub
 
 import mxnet_compat
 import mxnet_gpu
+from glore_common import UsageError
 from jobs import doctor
 from jobs.doctor import Finding
 from mxnet_compat import mx
 from mxnet_gpu import GPU, Driver
+from train.devices import contexts_of
+from train.options import DeviceOptions
 
 ON_NUMPY_1 = int(np.__version__.split(".")[0]) < 2
 
@@ -152,15 +155,37 @@ def test_which_gpus_have_kernels(capability, expected):
     assert GPU(0, "some", capability, 1).has_kernels == expected
 
 
-def test_a_gpu_without_kernels_is_refused_where_it_is_asked_for():
+@pytest.fixture
+def ada_and_hopper(monkeypatch):
+    """Pretend that MXNet's GPU build is installed, and that there are two GPUs."""
     gpus = (GPU(0, "Ada", (8, 9), 1), GPU(1, "Hopper", (9, 0), 1))
-    driver = Driver((12, 2), gpus, None)
-    mxnet_gpu.check_gpus([0, 7], driver)
-    with pytest.raises(mxnet_gpu.GPUProblem) as caught:
-        mxnet_gpu.check_gpus([0, 1], driver)
-    assert "GPU 1 (Hopper) has compute capability 9.0; MXNet 1.9.1 has kernels for 5.0" in str(
-        caught.value
-    )
+    monkeypatch.setattr(mxnet_gpu, "read_driver", lambda: Driver((12, 2), gpus, None))
+    monkeypatch.setattr(mxnet_gpu, "installed_builds", lambda: ["mxnet-cu117"])
+    monkeypatch.setattr(mx.runtime.Features, "is_enabled", lambda self, name: True)
+
+
+@pytest.mark.usefixtures("ada_and_hopper")
+def test_a_gpu_without_kernels_is_named_before_work_begins(caplog):
+    assert contexts_of(DeviceOptions(gpus=(0,))) == [mx.gpu(0)]
+    with pytest.raises(UsageError) as caught:
+        contexts_of(DeviceOptions(gpus=(0, 1)))
+    message = "GPU 1 (Hopper) has compute capability 9.0; MXNet 1.9.1 has kernels for 5.0"
+    assert message in str(caught.value)
+    assert contexts_of(DeviceOptions()) == [mx.gpu(0)]
+    assert message in caplog.text
+
+
+@pytest.mark.usefixtures("ada_and_hopper")
+def test_of_a_users_own_build_nothing_is_known(monkeypatch):
+    monkeypatch.setattr(mxnet_gpu, "installed_builds", lambda: ["mxnet"])
+    assert contexts_of(DeviceOptions()) == [mx.gpu(0), mx.gpu(1)]
+
+
+@pytest.mark.usefixtures("ada_and_hopper")
+def test_a_broken_driver_leaves_the_cpu_and_is_told(monkeypatch, caplog):
+    monkeypatch.setattr(mxnet_gpu, "read_driver", lambda: Driver(None, (), "it does not answer"))
+    assert contexts_of(DeviceOptions()) == [mx.cpu()]
+    assert "No GPU can be used: it does not answer" in caplog.text
 
 
 def test_driver_and_gpus_are_read_from_the_driver(root, stub):
@@ -168,7 +193,7 @@ def test_driver_and_gpus_are_read_from_the_driver(root, stub):
     without = run_python(root, "-c", code, LD_LIBRARY_PATH=stub)
     assert without.stdout == "Driver(cuda=(11, 8), gpus=(), problem=None)\n", without.stderr
     one = run_python(root, "-c", code, LD_LIBRARY_PATH=stub, GLORE_STUB_GPU=86)
-    assert "gpus=(GPU(index=0, name='Stub', capability=(8, 6), memory=1073741824),)" in one.stdout
+    assert "gpus=(GPU(number=0, name='Stub', capability=(8, 6), memory=1073741824),)" in one.stdout
 
 
 def test_an_old_driver_is_a_problem(root, stub):
