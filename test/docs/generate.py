@@ -22,6 +22,8 @@ if str(ROOT) not in sys.path:
 from glore_options import JobOptions, Options, flag_of  # noqa: E402
 from network import summary  # noqa: E402
 
+TABLE_START = "<!-- table: python test/docs/generate.py -->"
+TABLE_END = "<!-- end of table -->"
 NOTE = "<!-- Written by `python test/docs/generate.py`; change the code, not this page. -->\n\n"
 
 # What a user of the library calls, by subject. "package" stands for the names of its __all__.
@@ -36,9 +38,6 @@ MODULES = {
     ),
     "Stored parameters": (
         "checkpoint.params",
-        "checkpoint.paths",
-        "checkpoint.graph",
-        "checkpoint.manifest",
         "checkpoint.store",
         "checkpoint.released",
     ),
@@ -58,7 +57,7 @@ MODULES = {
         "train.precise_bn",
         "train.scoring",
     ),
-    "Basics": ("glore_common", "glore_options", "mxnet_compat"),
+    "Basics": ("glore_common", "mxnet_compat"),
 }
 # The class of each command's options in jobs/options.py.
 COMMANDS = {
@@ -69,6 +68,7 @@ COMMANDS = {
     "compare_released.py": "CompareOptions",
 }
 SECTIONS = ("Parameters", "Returns", "Yields", "Raises", "Attributes", "Notes", "Examples")
+INNER = re.compile(r"[\w*]+(, [\w*]+)* : ")
 Definition = Union[ast.FunctionDef, ast.ClassDef]
 
 
@@ -102,16 +102,21 @@ def entries(lines: list[str], quoted: bool) -> str:
     rows: list[list[str]] = []
     for line in lines:
         if line.startswith(" ") and rows:
-            rows[-1].append(line.strip())
+            rows[-1].append(line)
         elif line.strip():
             rows.append([line.strip()])
     result = []
     for head, *rest in rows:
         name, _, kind = head.partition(" : ")
         said = f"`{name}`" + (f" ({plain(kind)})" if kind else "") if quoted else plain(head)
-        text = plain(" ".join(word for word in rest if word))
+        inner = textwrap.dedent("\n".join(rest)).splitlines()
+        # Keywords that are described one by one, within the description of **keywords.
+        first = next((i for i, line in enumerate(inner) if INNER.match(line)), len(inner))
+        text = plain(" ".join(" ".join(inner[:first]).split()))
         result.append(f"- {said}{': ' if text else ''}{text}")
-    return "\n".join(result)
+        if first < len(inner):
+            result.append(textwrap.indent(entries(inner[first:], quoted), "  "))
+    return result[0][2:] if len(result) == 1 and not quoted else "\n".join(result)
 
 
 def in_markdown(docstring: str) -> str:
@@ -128,7 +133,8 @@ def in_markdown(docstring: str) -> str:
         listed = name in ("Parameters", "Raises", "Attributes")
         running = name in ("Notes", "Examples")
         text = paragraphs(body) if running else entries(body, listed)
-        result.append(f"**{name}**\n\n{text}" if listed or running else f"**{name}** {text}")
+        apart = listed or running or text.startswith("- ")
+        result.append(f"**{name}**\n\n{text}" if apart else f"**{name}** {text}")
     return "\n\n".join(part for part in result if part)
 
 
@@ -186,8 +192,9 @@ def signature(source: str, node: ast.FunctionDef, name: str, method: bool = Fals
     positional = [*parts.posonlyargs, *parts.args]
     defaults = [None] * (len(positional) - len(parts.defaults)) + list(parts.defaults)
     words = [one(*pair) for pair in zip(positional, defaults)]
-    static = any(isinstance(mark, ast.Name) and mark.id == "staticmethod"
-                 for mark in node.decorator_list)
+    static = any(
+        isinstance(mark, ast.Name) and mark.id == "staticmethod" for mark in node.decorator_list
+    )
     if method and not static:
         words = words[1:]
     if parts.vararg:
@@ -230,8 +237,9 @@ def described(source: str, node: Definition, name: str) -> str:
     if starts:
         parts.append(f"```\n{signature(source, starts[0], name, method=True)}\n```")
     elif fields:
-        parts.append("```\n" + "\n".join([f"class {name}:", *(f"    {row}" for row in fields)])
-                     + "\n```")
+        parts.append(
+            "```\n" + "\n".join([f"class {name}:", *(f"    {row}" for row in fields)]) + "\n```"
+        )
     parts.append(in_markdown(docstring or ""))
     for part in inner:
         text = ast.get_docstring(part)
@@ -285,8 +293,11 @@ def shown(value: object) -> str:
     if value is None or value == "" or value == ():
         return ""
     if isinstance(value, tuple):
-        return "`" + ",".join(f"{part:.6g}" if isinstance(part, float) else str(part)
-                              for part in value) + "`"
+        return (
+            "`"
+            + ",".join(f"{part:.6g}" if isinstance(part, float) else str(part) for part in value)
+            + "`"
+        )
     return f"`{value}`"
 
 
@@ -329,8 +340,9 @@ def options() -> str:
         members = job.groups()
         for key, group in members.items():
             groups.setdefault(type(group), key)
-        links = ", ".join(f"[{key}](#{slug(type(group).__name__)})"
-                          for key, group in members.items())
+        links = ", ".join(
+            f"[{key}](#{slug(type(group).__name__)})" for key, group in members.items()
+        )
         parts += [f"## {command}", f"Groups: {links}."]
         own = own_defaults(job)
         if own:
@@ -357,8 +369,6 @@ def networks() -> str:
     return f"{start}{TABLE_START}\n{table}\n{TABLE_END}{end}"
 
 
-TABLE_START = "<!-- table: python test/docs/generate.py -->"
-TABLE_END = "<!-- end of table -->"
 PAGES = {"networks.md": networks, "options.md": options, "reference.md": reference}
 
 
