@@ -38,6 +38,9 @@ MODULES = {
     ),
     "Stored parameters": (
         "checkpoint.params",
+        "checkpoint.paths",
+        "checkpoint.graph",
+        "checkpoint.manifest",
         "checkpoint.store",
         "checkpoint.released",
     ),
