@@ -62,13 +62,14 @@ MODULES = {
     ),
     "Basics": ("glore_common", "mxnet_compat"),
 }
-# The class of each command's options in jobs/options.py.
+# Module and class of each command's options.
 COMMANDS = {
-    "train_kinetics.py": "KineticsOptions",
-    "train_imagenet.py": "ImagenetOptions",
-    "train_classifier.py": "ClassifierOptions",
-    "evaluate.py": "EvaluateOptions",
-    "compare_released.py": "CompareOptions",
+    "train_kinetics.py": ("jobs.options", "KineticsOptions"),
+    "train_imagenet.py": ("jobs.options", "ImagenetOptions"),
+    "train_classifier.py": ("jobs.options", "ClassifierOptions"),
+    "evaluate.py": ("jobs.options", "EvaluateOptions"),
+    "compare_released.py": ("jobs.options", "CompareOptions"),
+    "launch.py": ("jobs.launch", "LaunchJobOptions"),
 }
 SECTIONS = ("Parameters", "Returns", "Yields", "Raises", "Attributes", "Notes", "Examples")
 INNER = re.compile(r"[\w*]+(, [\w*]+)* : ")
@@ -312,7 +313,9 @@ def option_row(members: Options, field: dataclasses.Field) -> str:
     text = facts["help"]
     if facts["choices"]:
         text += f" ({', '.join(map(str, facts['choices']))})"
-    cells = (", ".join(f"`{name}`" for name in names), shown(getattr(members, field.name)), text)
+    # A text that names the default is right on every machine.
+    default = "" if "default:" in text else shown(getattr(members, field.name))
+    cells = (", ".join(f"`{name}`" for name in names), default, text)
     return "| " + " | ".join(cell.replace("|", "\\|").replace("*", "\\*") for cell in cells) + " |"
 
 
@@ -330,16 +333,15 @@ def own_defaults(job: JobOptions) -> list[str]:
 
 def options() -> str:
     """Return docs/options.md."""
-    jobs = importlib.import_module("jobs.options")
     parts = [
         "# Options",
-        "Every option of the five commands that take `--config`, by group; `--help` prints the "
+        "Every option of the commands that take `--config`, by group; `--help` prints the "
         "same. [configuration.md](configuration.md) says how the command line and a YAML file "
-        "go together. An empty default is worked out, as the text says.",
+        "go together. Where a default is missing, the text says what it is, or it is empty.",
     ]
     groups: dict[type, str] = {}
-    for command, name in COMMANDS.items():
-        job = getattr(jobs, name)()
+    for command, (module, name) in COMMANDS.items():
+        job = getattr(importlib.import_module(module), name)()
         members = job.groups()
         for key, group in members.items():
             groups.setdefault(type(group), key)

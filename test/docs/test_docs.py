@@ -252,6 +252,7 @@ def test_python_runs_as_printed(page, tmp_path, monkeypatch):
 def test_generated_pages_are_current(name):
     page = (ROOT / "docs" / name).read_text(encoding="utf-8")
     assert page == generate.PAGES[name](), "run: python test/docs/generate.py"
+    assert str(ROOT) not in page
 
 
 def table(text, first):
