@@ -327,7 +327,7 @@ def own_defaults(job: JobOptions) -> list[str]:
         for field in dataclasses.fields(members):
             value = getattr(members, field.name)
             if value != getattr(usual, field.name):
-                found.append(f"`{flag_of(field.name)}` {shown(value) or 'open'}")
+                found.append(f"`{flag_of(field.name)}` {shown(value) or '(worked out)'}")
     return found
 
 
