@@ -28,17 +28,18 @@ from data.image.loaders import get_image_train_loader, get_image_val_loader
 from data.image.options import ImageOptions
 from data.image.source import read_image_folder
 from dataset import prepare_demo_images
+from dataset.cub200 import MEAN, STD
 from dataset.demo_images import CLASSES, GREY
 from glore_common import GloReError, UsageError, atomic_path, run_main, write_text
-from jobs import arguments
-from jobs.train_classifier import GLORE_STAGES, MEAN, STD
+from glore_options import Parser, comma_list, positive_int
+from jobs.train_classifier import GLORE_STAGES
 from mxnet_compat import mx
 from network.block import build_block
 from network.builder import get_spec, get_symbol, logits
 from network.initializer import DEFAULT_RULES, initial_params, ones, zeros
-from train.config import RunConfig
 from train.metric import StreamingMetrics
 from train.optimizer import make_optimizer
+from train.options import TrainOptions
 from train.plots import Line, Panel, plot_panels
 from train.report import log_to
 from train.step import Learner, derived_seed
@@ -236,7 +237,7 @@ def train(case, images, trained, steps):
     params = fresh_params(case, logits(symbol), trained)
     block = build_block(symbol, input_conf, ctx=mx.cpu(), params=params)
     optimizer = make_optimizer("sgd", MOMENTUM, WEIGHT_DECAY)
-    learner = Learner(block, optimizer, [mx.cpu()], RunConfig(case.name, end_epoch=1))
+    learner = Learner(block, optimizer, [mx.cpu()], TrainOptions())
     losses, validations = [], []
     started = time.perf_counter()
     for step in range(1, steps + 1):
@@ -535,7 +536,7 @@ def name_list(known):
     """Return a type for comma-separated names out of ``known``."""
 
     def convert(text):
-        names = arguments.comma_list(str)(text)
+        names = comma_list(str)(text)
         for name in names:
             if name not in known:
                 raise argparse.ArgumentTypeError(f"{name!r} is not one of {', '.join(known)}")
@@ -546,7 +547,7 @@ def name_list(known):
 
 def main(argv=None):
     """Run the command."""
-    parser = arguments.Parser(__doc__.split("\n\n")[0], prog="python -m benchmark.res4_stability")
+    parser = Parser(__doc__.split("\n\n")[0], prog="python -m benchmark.res4_stability")
     parser.add_argument("command", choices=("run", "report", "spread"))
     parser.add_argument(
         "--results", default=os.path.join("exps", "res4-stability"), help="folder of the runs"
@@ -569,13 +570,11 @@ def main(argv=None):
         "--variants", type=name_list(VARIANTS), default=tuple(VARIANTS), metavar="LIST"
     )
     parser.add_argument(
-        "--rates", type=arguments.comma_list(float), default=(0.01, 0.04, 0.16), metavar="LIST"
+        "--rates", type=comma_list(float), default=(0.01, 0.04, 0.16), metavar="LIST"
     )
-    parser.add_argument(
-        "--seeds", type=arguments.comma_list(int), default=(0, 1, 2), metavar="LIST"
-    )
-    parser.add_argument("--steps", type=arguments.positive_int, default=120)
-    parser.add_argument("--crop-size", type=arguments.positive_int, default=64)
+    parser.add_argument("--seeds", type=comma_list(int), default=(0, 1, 2), metavar="LIST")
+    parser.add_argument("--steps", type=positive_int, default=120)
+    parser.add_argument("--crop-size", type=positive_int, default=64)
     args = parser.parse_args(argv)
     if get_spec(args.network).bottleneck:
         raise UsageError(f"{args.network} has no stages of 256 and 512 channels' kind")

@@ -25,14 +25,14 @@ import time
 import numpy as np
 
 from glore_common import GloReError, UsageError, run_main, write_text
-from jobs.arguments import comma_list, positive_float, positive_int
+from glore_options import comma_list, positive_float, positive_int
 from mxnet_compat import mx, physical_cores
 from network.block import build_block
 from network.builder import get_symbol
 from network.summary import count, markdown
 from train import workers as distributed
-from train.config import RunConfig
 from train.optimizer import NesterovSGD
+from train.options import TrainOptions
 from train.plots import Line, Panel, plot_panels
 from train.schedule import ConstantScheduler
 from train.step import Learner
@@ -85,9 +85,10 @@ def measure(args, store, devices):
     size = args.batch_size * devices
     with distributed.join(store) as group:
         block = build_block(symbol, conf, ctx=contexts)
-        run = RunConfig("scaling", 1, kvstore=store)
+        options = TrainOptions()
+        options.devices.kv_store = store
         schedule = ConstantScheduler(1e-4)
-        learner = Learner(block, NesterovSGD(), contexts, run, None, group, schedule)
+        learner = Learner(block, NesterovSGD(), contexts, options, group=group, schedule=schedule)
         generator = np.random.default_rng(group.rank)
         total = size * group.size
 

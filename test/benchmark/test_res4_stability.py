@@ -76,7 +76,7 @@ def test_runs_are_kept_and_reported(command, tmp_path, capsys, caplog):
 
 
 def test_an_empty_folder_is_one_message(command):
-    with pytest.raises(GloReError, match="there are no runs in .*runs: python -m benchmark.res4_stability run"):
+    with pytest.raises(GloReError, match="there are no runs in .*runs: python -m benchmark"):
         command("report")
 
 

@@ -188,3 +188,7 @@ def test_default_devices_ask_mxnet(caplog):
     with caplog.at_level(logging.INFO):
         found = contexts_of(DeviceOptions())
     assert len(found) == max(1, mx.context.num_gpus())
+
+
+def test_the_groups_named_first_come_first():
+    assert list(KineticsOptions().groups())[:4] == ["network", "data", "pixels", "schedule"]
