@@ -4,6 +4,8 @@
 ``prepare_demo`` and ``prepare_demo_images`` are loaded when first asked for: they need OpenCV.
 """
 
+from typing import Any
+
 from .config import DatasetConfig, get_config, list_datasets, read_mapping_table
 
 __all__ = [
@@ -16,7 +18,7 @@ __all__ = [
 ]
 
 
-def __getattr__(name):
+def __getattr__(name: str) -> Any:
     if name == "prepare_demo":
         from .demo import prepare_demo
 

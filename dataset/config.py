@@ -18,9 +18,10 @@ A data root replaces the leading ``dataset``: with ``--data-root /data`` the Kin
 import dataclasses
 import os
 import shlex
-from typing import Optional
+from collections.abc import Sequence
+from typing import Any, Callable, Optional
 
-from glore_common import GloReError, UsageError, closest_first
+from glore_common import GloReError, PathLike, UsageError, closest_first, module_command
 
 # GloRe's single-node recipe: the rate falls after 45, 65 and 85 passes of 240,000 clips. When the
 # run ends is our choice: 15 passes (of 4 logged epochs) after the last fall.
@@ -33,36 +34,33 @@ class DatasetConfig:
 
     Attributes
     ----------
-    name : str
-    num_classes : int
-    root : str
+    root
         Folder of the data set; everything below lies in its ``raw`` folder.
-    train_list, val_list : str
+    train_list, val_list
         List files with rows ``v_id label sub/path``.
-    train_root, val_root : str
+    train_root, val_root
         Folders that ``sub/path`` is relative to.
-    mapping_table : str
+    mapping_table
         File with rows ``label<TAB>class name``.
-    flip : bool
+    flip
         Whether a mirrored clip still shows its class.
-    augmentation : {'full', 'crop'}
-        Upstream's random scale, aspect, crop, colours and noise; or a random crop alone.
-    epoch_div_factor : int
+    augmentation
+        ``full`` (upstream's random scale, aspect, crop, colours and noise) or ``crop`` (a random
+        crop alone).
+    epoch_div_factor
         A logged epoch is this fraction of a pass over the data.
-    split : int or None
+    split
         The official split that the lists belong to.
-    clip_length, train_frame_interval, val_frame_interval : int
+    clip_length, train_frame_interval, val_frame_interval
         Frames per clip and frames between two of them.
-    crop_size : int
+    crop_size
         Side of the network's input, in pixels.
-    batch_size : int
-    lr_base : float
-    lr_schedule : str
+    lr_schedule
         One of ``train.schedule.SCHEDULES``.
-    lr_steps : tuple of int
+    lr_steps
         Samples after which the step schedule lowers the rate.
-    warmup_steps : int
-    end_epoch : int
+    warmup_steps
+    end_epoch
         Logged epochs.
     """
 
@@ -85,16 +83,16 @@ class DatasetConfig:
     batch_size: int = 64
     lr_base: float = 0.05
     lr_schedule: str = "step"
-    lr_steps: tuple = KINETICS_LR_STEPS
+    lr_steps: tuple[int, ...] = KINETICS_LR_STEPS
     warmup_steps: int = 1500
     end_epoch: int = 400
 
-    def check(self, parts=("train", "val")):
+    def check(self, parts: Sequence[str] = ("train", "val")) -> None:
         """Make sure that lists and video folders are there.
 
         Parameters
         ----------
-        parts : sequence of {'train', 'val'}
+        parts
             Which of the two are needed.
 
         Raises
@@ -102,7 +100,7 @@ class DatasetConfig:
         GloReError
             With every path that is expected, the state of each, and the commands that make them.
         """
-        expected = []
+        expected: list[tuple[str, str, Callable]] = []
         for part in parts:
             if part not in ("train", "val"):
                 raise UsageError(f"unknown part {part!r} of a data set; known: 'train', 'val'")
@@ -124,7 +122,7 @@ class DatasetConfig:
             + f"If they lie elsewhere as <folder>/{self.name}/raw/…, name it: --data-root <folder>"
         )
 
-    def class_names(self):
+    def class_names(self) -> list[str]:
         """Return the class names in the order of their labels, as the mapping table has them.
 
         Raises
@@ -140,13 +138,12 @@ class DatasetConfig:
             )
         return names
 
-    def _how_to_make(self):
+    def _how_to_make(self) -> str:
         parent = os.path.dirname(self.root)
         option = "" if parent == default_data_root() else f" --data-root {shlex.quote(parent)}"
-        package = __package__
         if self.name == "Demo":
-            return f"  python -m {package}.demo{option}"
-        prepare = f"  python -m {package}.prepare_videos --dataset {self.name}{option}"
+            return f"  {module_command('dataset.demo')}{option}"
+        prepare = f"  {module_command('dataset.prepare_videos')} --dataset {self.name}{option}"
         if self.name == "Kinetics":
             return (
                 f"{prepare} \\\n      --csv train.csv --csv validate.csv --videos DOWNLOADED\n"
@@ -160,7 +157,7 @@ class DatasetConfig:
         )
 
 
-def default_data_root():
+def default_data_root() -> str:
     """Return the folder that holds the data sets when no other is named.
 
     In a checkout it is the checkout's ``dataset`` folder, whatever the working directory; an
@@ -228,7 +225,7 @@ def _demo(raw, split):
 
 
 # name: (number of official splits, what differs from the defaults)
-_DATASETS = {
+_DATASETS: dict[str, tuple[int, Callable[[str, int], dict[str, Any]]]] = {
     "Kinetics": (1, _kinetics),
     "UCF101": (3, _ucf101),
     "HMDB51": (3, _hmdb51),
@@ -236,27 +233,24 @@ _DATASETS = {
 }
 
 
-def list_datasets():
+def list_datasets() -> list[str]:
     """Return the names of the data sets."""
     return list(_DATASETS)
 
 
-def get_config(name, data_root=None, split=1):
+def get_config(name: str, data_root: Optional[PathLike] = None, split: int = 1) -> DatasetConfig:
     """Return the configuration of a data set.
 
     Parameters
     ----------
-    name : str
+    name
         One of :func:`list_datasets`; letter case does not matter.
-    data_root : str, optional
+    data_root
         Folder that holds ``<name>/raw/…``; :func:`default_data_root` when None.
-    split : int
+    split
         Official split, 1 to 3 for UCF101 and HMDB51; the others have one.
 
-    Returns
-    -------
-    DatasetConfig
-        With absolute paths. Nothing is read: :meth:`DatasetConfig.check` looks at the files.
+    Paths are absolute. Nothing is read: :meth:`DatasetConfig.check` looks at the files.
 
     Raises
     ------
@@ -283,13 +277,8 @@ def get_config(name, data_root=None, split=1):
     )
 
 
-def read_mapping_table(path):
-    """Read a mapping table, rows ``label<TAB>class name``.
-
-    Returns
-    -------
-    list of str
-        The class names; the position is the label.
+def read_mapping_table(path: str) -> list[str]:
+    """Read a mapping table, rows ``label<TAB>class name``; return the names by label.
 
     Raises
     ------
@@ -302,16 +291,16 @@ def read_mapping_table(path):
             lines = stream.read().splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise GloReError(f"cannot read the mapping table {_shown(path)}: {error}") from error
-    names = {}
+    names: dict[int, str] = {}
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
-        label, _, name = line.partition("\t")
+        number_text, _, name = line.partition("\t")
         name = name.strip()
         where = f"{_shown(path)}, line {number}"
-        if not label.strip().isdecimal() or not name:
+        if not number_text.strip().isdecimal() or not name:
             raise GloReError(f"{where}: expected 'label<TAB>class name', found {line!r}")
-        label = int(label)
+        label = int(number_text)
         if label in names:
             raise GloReError(f"{where}: label {label} occurs a second time")
         if name in names.values():
@@ -324,7 +313,7 @@ def read_mapping_table(path):
     return [names[label] for label in range(len(names))]
 
 
-def _shown(path):
+def _shown(path: str) -> str:
     """Return a path as messages show it: relative where it lies below the working directory."""
     relative = os.path.relpath(path)
     return path if relative.startswith(os.pardir) else relative

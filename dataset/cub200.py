@@ -11,6 +11,7 @@ What the archive CUB_200_2011.tgz holds is read as it is::
 
 import dataclasses
 import os
+from typing import Any
 
 import numpy as np
 
@@ -22,27 +23,25 @@ FOLDER = "CUB_200_2011"
 MEAN, STD = (0.4707, 0.4601, 0.4549), (0.2767, 0.2760, 0.2850)
 
 
+Rows = tuple[tuple[str, int], ...]
+
+
 @dataclasses.dataclass(frozen=True)
 class ImageSplits:
     """Images of a data set in three parts, each a tuple of (path below ``root``, label from 0).
 
-    Attributes
-    ----------
-    root : str
-    class_names : tuple of str
-    train, val, test : tuple of (str, int)
-        ``val`` is held out of the official training part.
+    ``val`` is held out of the official training part.
     """
 
     root: str
-    class_names: tuple
-    train: tuple
-    val: tuple
-    test: tuple
+    class_names: tuple[str, ...]
+    train: Rows
+    val: Rows
+    test: Rows
 
 
-def _read_table(path, meaning, number=False):
-    """Return {id: (text or whole number, line number)} of a file with rows ``id value``."""
+def _read_table(path: str, meaning: str) -> dict[int, tuple[str, int]]:
+    """Return {id: (text, line number)} of a file with rows ``id text``."""
     try:
         with open(path, encoding="utf-8-sig") as stream:
             lines = stream.read().split("\n")
@@ -53,7 +52,7 @@ def _read_table(path, meaning, number=False):
         ) from None
     except (OSError, UnicodeDecodeError) as error:
         raise GloReError(f"cannot read {path}: {error}") from error
-    table = {}
+    table: dict[int, tuple[str, int]] = {}
     for line_number, line in enumerate(lines, 1):
         if not line.strip():
             continue
@@ -62,13 +61,6 @@ def _read_table(path, meaning, number=False):
         if len(columns) != 2 or not columns[0].isdigit():
             raise GloReError(f"{place}: expected '{meaning}', found {line.strip()!r}")
         key, value = int(columns[0]), columns[1]
-        if number:
-            try:
-                value = int(value)
-            except ValueError:
-                raise GloReError(
-                    f"{place}: expected '{meaning}' with whole numbers, found {line.strip()!r}"
-                ) from None
         if key in table:
             raise GloReError(f"{place}: {key} is there twice, first in line {table[key][1]}")
         table[key] = value, line_number
@@ -77,7 +69,22 @@ def _read_table(path, meaning, number=False):
     return table
 
 
-def _check_same_ids(paths_file, paths, other_file, other):
+def _read_numbers(path: str, meaning: str) -> dict[int, tuple[int, int]]:
+    """Return {id: (whole number, line number)} of a file with rows ``id number``."""
+    table = {}
+    for key, (text, line) in _read_table(path, meaning).items():
+        try:
+            table[key] = int(text), line
+        except ValueError:
+            raise GloReError(
+                f"{path}:{line}: expected '{meaning}' with whole numbers, found '{key} {text}'"
+            ) from None
+    return table
+
+
+def _check_same_ids(
+    paths_file: str, paths: dict[int, Any], other_file: str, other: dict[int, Any]
+) -> None:
     for first_file, first, second_file, second in (
         (paths_file, paths, other_file, other),
         (other_file, other, paths_file, paths),
@@ -91,29 +98,30 @@ def _check_same_ids(paths_file, paths, other_file, other):
             )
 
 
-def hold_out(rows, fraction, seed):
+def hold_out(rows: Rows, fraction: float, seed: int) -> tuple[Rows, Rows]:
     """Split rows into a training and a held-out part, class by class.
 
     Parameters
     ----------
-    rows : sequence of (path, label)
-    fraction : float
+    rows
+        (path, label) each.
+    fraction
         Part of each class that is held out, 0 <= fraction < 1, rounded; a class with two images
         or more keeps one at least on each side, unless ``fraction`` is 0.
-    seed : int
+    seed
         The split is a function of it and of the rows.
 
     Returns
     -------
-    train, held_out : tuple of (path, label)
+    train, held_out
         In the order of ``rows``.
     """
     if not 0 <= fraction < 1:
         raise UsageError(f"the held-out fraction must be in 0 .. 1 (not 1), got {fraction}.")
-    by_class = {}
+    by_class: dict[int, list[int]] = {}
     for number, (_, label) in enumerate(rows):
         by_class.setdefault(label, []).append(number)
-    chosen = set()
+    chosen: set[int] = set()
     for label, numbers in sorted(by_class.items()):
         count = round(fraction * len(numbers))
         if fraction > 0 and len(numbers) > 1:
@@ -124,25 +132,24 @@ def hold_out(rows, fraction, seed):
     return train, tuple(rows[number] for number in sorted(chosen))
 
 
-def read_cub200(folder, val_fraction=0.1, seed=0, num_classes=200):
+def read_cub200(
+    folder: str, val_fraction: float = 0.1, seed: int = 0, num_classes: int = 200
+) -> ImageSplits:
     """Read CUB-200-2011.
 
     Parameters
     ----------
-    folder : str
+    folder
         ``CUB_200_2011``, or the folder that holds it.
-    val_fraction : float
+    val_fraction
         Part of the official training images, of each class, that is held out; see
         :func:`hold_out`.
-    seed : int
+    seed
         For the held-out part.
-    num_classes : int
+    num_classes
         Class ids run from 1 to it.
 
-    Returns
-    -------
-    ImageSplits
-        ``root`` is the folder ``images``.
+    The result's ``root`` is the folder ``images``.
 
     Raises
     ------
@@ -159,13 +166,13 @@ def read_cub200(folder, val_fraction=0.1, seed=0, num_classes=200):
         for name in ("images", "image_class_labels", "train_test_split", "classes")
     }
     paths = _read_table(files["images"], "image_id path")
-    labels = _read_table(files["image_class_labels"], "image_id class_id", number=True)
-    split = _read_table(files["train_test_split"], "image_id is_training", number=True)
+    labels = _read_numbers(files["image_class_labels"], "image_id class_id")
+    split = _read_numbers(files["train_test_split"], "image_id is_training")
     for name, table in (("image_class_labels", labels), ("train_test_split", split)):
         _check_same_ids(files["images"], paths, files[name], table)
     if not os.path.isdir(root):
         raise GloReError(f"{root} is missing: the photographs of {files['images']} lie there.")
-    parts = {0: [], 1: []}
+    parts: dict[int, list[tuple[str, int]]] = {0: [], 1: []}
     for key, (path, _) in paths.items():
         class_id, line = labels[key]
         if not 1 <= class_id <= num_classes:
@@ -183,13 +190,13 @@ def read_cub200(folder, val_fraction=0.1, seed=0, num_classes=200):
     for part, name in ((1, "training"), (0, "test")):
         if not parts[part]:
             raise GloReError(f"{files['train_test_split']} names no {name} images")
-    train, val = hold_out(parts[1], val_fraction, seed)
+    train, val = hold_out(tuple(parts[1]), val_fraction, seed)
     return ImageSplits(
         root, _class_names(files["classes"], num_classes), train, val, tuple(parts[0])
     )
 
 
-def _class_names(path, num_classes):
+def _class_names(path: str, num_classes: int) -> tuple[str, ...]:
     """Return the names of all classes; without the file, numbers."""
     if not os.path.exists(path):
         return tuple(f"class {number}" for number in range(1, num_classes + 1))

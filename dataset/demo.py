@@ -12,19 +12,22 @@ The videos are real encoded files (MPEG-4 in AVI) in the layout of Kinetics.
     python -m dataset.demo [--root DIR] [--clips-per-class N] [--force]
 """
 
-import argparse
+import dataclasses
 import logging
 import math
 import os
 import sys
+from collections.abc import Sequence
+from typing import Any, Callable, Optional
 
 import cv2
 import numpy as np
 
-from glore_common import GloReError, run_main
+from glore_common import GloReError, PathLike, module_command, run_main
+from glore_options import JobOptions, group, parse
 
-from .config import get_config
-from .generated import Recipe, add_arguments, prepare_generated
+from .config import DatasetConfig, get_config
+from .generated import Counts, GeneratedOptions, Make, Recipe, count_option, prepare_generated
 
 # Raise it with every change of what is generated: data of another version are made anew.
 GENERATOR_VERSION = 2
@@ -65,7 +68,7 @@ CONTRAST = 45.0
 _SPLITS = ("train", "val")
 
 
-def _noise_tile(rng):
+def _noise_tile(rng: np.random.Generator) -> np.ndarray:
     """Return one periodic tile of noise, float32 (TILE_SIZE, TILE_SIZE), standard deviation 1."""
     noise = rng.standard_normal((TILE_SIZE, TILE_SIZE), dtype=np.float32)
     margin = 8
@@ -76,7 +79,9 @@ def _noise_tile(rng):
     return (shaped / shaped.std()).astype(np.float32)
 
 
-def _screen_to_scene(motion, amount, rng):
+def _screen_to_scene(
+    motion: str, amount: float, rng: np.random.Generator
+) -> Callable[[int], tuple[np.ndarray, float]]:
     """Return the function frame number -> (2x3 matrix from screen to scene, scale on the screen).
 
     ``amount`` in 0..1 goes from the slowest to the fastest. Scale and angle of the scene are
@@ -109,7 +114,7 @@ def _screen_to_scene(motion, amount, rng):
     else:
         raise ValueError(f"unknown motion {motion!r}")
 
-    def at(frame):
+    def at(frame: int) -> tuple[np.ndarray, float]:
         scale = start_scale * zoom**frame
         angle = start_angle - turn * frame
         rotation = np.array(
@@ -124,14 +129,14 @@ def _screen_to_scene(motion, amount, rng):
     return at
 
 
-def render_clip(motion, seed):
+def render_clip(motion: str, seed: Sequence[int]) -> np.ndarray:
     """Draw one clip.
 
     Parameters
     ----------
-    motion : str
+    motion
         One of ``CLASSES``.
-    seed : sequence of int
+    seed
         The clip is a function of ``motion`` and ``seed``.
 
     Returns
@@ -174,7 +179,7 @@ def render_clip(motion, seed):
     return frames
 
 
-def _write_clip(path, frames):
+def _write_clip(path: str, frames: np.ndarray) -> None:
     writer = cv2.VideoWriter(
         path, cv2.VideoWriter_fourcc(*"XVID"), FRAME_RATE, (frames.shape[2], frames.shape[1])
     )
@@ -188,7 +193,9 @@ def _write_clip(path, frames):
     writer.release()
 
 
-def _make_clips(folder, clips):
+def _make_clips(
+    folder: str, clips: Sequence[tuple[str, int, tuple[int, ...]]]
+) -> list[tuple[str, int]]:
     """Write clips ``(sub/path, class number, seed)`` below ``folder``; return their sizes."""
     sizes = []
     for path, class_number, seed in clips:
@@ -204,7 +211,7 @@ def _make_clips(folder, clips):
     return sizes
 
 
-def _parameters(counts):
+def _parameters(counts: Counts) -> dict[str, Any]:
     return {
         "generator": GENERATOR_VERSION,
         "seed": SEED,
@@ -215,27 +222,11 @@ def _parameters(counts):
     }
 
 
-def _recipe(config=None):
-    """Return how the data are made; ``config`` is needed for writing only."""
-
-    def write(raw, counts, make):
-        return _generate(config, raw, counts, make)
-
-    return Recipe(
-        what="demo data",
-        command=f"python -m {__package__}.demo",
-        unit="clip",
-        parameters=_parameters,
-        count_key="clips_per_class",
-        default_counts={"train": TRAIN_CLIPS_PER_CLASS, "val": VAL_CLIPS_PER_CLASS},
-        write=write,
-    )
-
-
-def _generate(config, raw, counts, make):
+def _generate(raw: str, counts: Counts, make: Make) -> dict[str, int]:
     """Write clips, lists and mapping table below ``raw``; return the files' sizes by path."""
     clips = []
     lists = {}
+    config = get_config("Demo")  # for the files' places below its own "raw"
     final_raw = os.path.join(config.root, "raw")
     for split_number, split in enumerate(_SPLITS):
         video_root = os.path.relpath(getattr(config, f"{split}_root"), final_raw)
@@ -265,28 +256,54 @@ def _generate(config, raw, counts, make):
     return files
 
 
+RECIPE = Recipe(
+    what="demo data",
+    command=module_command("dataset.demo"),
+    unit="clip",
+    parameters=_parameters,
+    count_key="clips_per_class",
+    default_counts={"train": TRAIN_CLIPS_PER_CLASS, "val": VAL_CLIPS_PER_CLASS},
+    write=_generate,
+)
+
+
+@dataclasses.dataclass
+class DemoOptions(GeneratedOptions):
+    """What the command makes."""
+
+    clips_per_class: Optional[int] = count_option("training clips", TRAIN_CLIPS_PER_CLASS)
+    val_clips_per_class: Optional[int] = count_option("validation clips", VAL_CLIPS_PER_CLASS)
+
+
+@dataclasses.dataclass
+class DemoJobOptions(JobOptions):
+    """All options of the command."""
+
+    demo: DemoOptions = group(DemoOptions)
+
+
 def prepare_demo(
-    data_root=None, clips_per_class=None, val_clips_per_class=None, jobs=None, force=False
-):
+    data_root: Optional[PathLike] = None,
+    clips_per_class: Optional[int] = None,
+    val_clips_per_class: Optional[int] = None,
+    jobs: Optional[int] = None,
+    force: bool = False,
+) -> DatasetConfig:
     """Make the demo data unless they are there, complete and of this version.
 
     See :mod:`dataset.generated` for how they appear.
 
     Parameters
     ----------
-    data_root : str, optional
+    data_root
         Folder that holds ``Demo/raw/…``, as for :func:`dataset.get_config`.
-    clips_per_class, val_clips_per_class : int, optional
+    clips_per_class, val_clips_per_class
         None keeps what is there, and makes 160 and 25 where nothing is.
-    jobs : int, optional
+    jobs
         Processes; by default as many as there are processors, at most 8. The data do not depend
         on it.
-    force : bool
+    force
         Make the data anew in any case.
-
-    Returns
-    -------
-    DatasetConfig
 
     Raises
     ------
@@ -297,20 +314,16 @@ def prepare_demo(
     """
     config = get_config("Demo", data_root)
     counts = {"train": clips_per_class, "val": val_clips_per_class}
-    prepare_generated(config.root, _recipe(config), counts, jobs, force)
+    prepare_generated(config.root, RECIPE, counts, jobs, force)
     return config
 
 
-def main(argv=None):
+def main(argv: Optional[list[str]] = None) -> int:
     """Run the command line."""
-    parser = argparse.ArgumentParser(
-        prog=f"python -m {__package__}.demo",
-        description="Make the demo data: short videos of eight kinds of motion.",
-    )
-    add_arguments(parser, _recipe(), "Demo/raw")
-    options = vars(parser.parse_args(argv))
+    description = "Make the demo data: short videos of eight kinds of motion."
+    options = parse(DemoJobOptions(), argv, description, prog=RECIPE.command).demo
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    config = prepare_demo(data_root=options.pop("root", None), **options)
+    config = prepare_demo(**dataclasses.asdict(options))
     print(f"Demo data: {os.path.join(config.root, 'raw')}")
     return 0
 

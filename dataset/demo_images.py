@@ -13,20 +13,22 @@ The images are JPEG files in one folder per class, below ``train``, ``val`` and 
     python -m dataset.demo_images [--root DIR] [--images-per-class N] [--force]
 """
 
-import argparse
 import dataclasses
 import logging
 import math
 import os
 import sys
+from collections.abc import Sequence
+from typing import Any, Optional
 
 import cv2
 import numpy as np
 
-from glore_common import GloReError, run_main
+from glore_common import GloReError, PathLike, module_command, run_main
+from glore_options import JobOptions, group, parse
 
 from .config import default_data_root
-from .generated import Recipe, add_arguments, prepare_generated
+from .generated import Counts, GeneratedOptions, Make, Recipe, count_option, prepare_generated
 
 # Raise it with every change of what is generated: data of another version are made anew.
 GENERATOR_VERSION = 2
@@ -52,33 +54,24 @@ MARGIN = 12  # pixels at the image's edge that are free of figures: a crop may c
 
 @dataclasses.dataclass(frozen=True)
 class ImageSetConfig:
-    """A classification data set in folders of classes.
-
-    Attributes
-    ----------
-    name : str
-    root : str
-    train_root, val_root, test_root : str
-        Folders with one folder per class.
-    class_names : tuple of str
-    """
+    """A classification data set in folders (``train_root``, …), with one folder per class."""
 
     name: str
     root: str
     train_root: str
     val_root: str
     test_root: str
-    class_names: tuple
+    class_names: tuple[str, ...]
 
 
-def _colour(hue, rng):
+def _colour(hue: float, rng: np.random.Generator) -> np.ndarray:
     """Return a BGR colour of about ``hue`` degrees, moderately bright and saturated."""
     hue = (hue + rng.uniform(-HUE_NOISE, HUE_NOISE)) % 360
     hls = np.array([[[hue / 2, rng.uniform(95, 165), rng.uniform(140, 230)]]])
     return cv2.cvtColor(hls.astype(np.uint8), cv2.COLOR_HLS2BGR)[0, 0].astype(np.float32)
 
 
-def _background(rng):
+def _background(rng: np.random.Generator) -> np.ndarray:
     """Return nearly grey noise, float32 (SIZE, SIZE, 3), with blotches of random size."""
     noise = rng.standard_normal((SIZE, SIZE, 3)).astype(np.float32)
     smooth = cv2.GaussianBlur(noise, (0, 0), rng.uniform(1.0, 4.0))
@@ -88,7 +81,7 @@ def _background(rng):
     return grey + rng.uniform(10, 25) * smooth @ mixing.astype(np.float32)
 
 
-def _layout(place, rng):
+def _layout(place: str, rng: np.random.Generator) -> tuple[np.ndarray, float, np.ndarray, float]:
     """Return (disc's centre, disc's radius, square's centre, square's radius): x, y in pixels."""
     disc, square = rng.uniform(*RADIUS, 2)
     if place == "inside":
@@ -108,14 +101,14 @@ def _layout(place, rng):
     return centre + offset, disc, centre, square
 
 
-def render_image(class_name, seed):
+def render_image(class_name: str, seed: Sequence[int]) -> np.ndarray:
     """Draw one image.
 
     Parameters
     ----------
-    class_name : str
+    class_name
         One of ``CLASSES``.
-    seed : sequence of int
+    seed
         The image is a function of ``class_name`` and ``seed``.
 
     Returns
@@ -150,7 +143,9 @@ def render_image(class_name, seed):
     return np.clip(picture, 0, 255).astype(np.uint8)
 
 
-def _make_images(folder, images):
+def _make_images(
+    folder: str, images: Sequence[tuple[str, str, tuple[int, ...]]]
+) -> list[tuple[str, int]]:
     """Write images ``(sub/path, class name, seed)`` below ``folder``; return their sizes."""
     sizes = []
     for path, class_name, seed in images:
@@ -165,7 +160,7 @@ def _make_images(folder, images):
     return sizes
 
 
-def _parameters(counts):
+def _parameters(counts: Counts) -> dict[str, Any]:
     return {
         "generator": GENERATOR_VERSION,
         "seed": SEED,
@@ -175,7 +170,7 @@ def _parameters(counts):
     }
 
 
-def _generate(raw, counts, make):
+def _generate(raw: str, counts: Counts, make: Make) -> dict[str, int]:
     """Write all images below ``raw``; return their sizes by path."""
     images = []
     for split_number, split in enumerate(SPLITS):
@@ -190,7 +185,7 @@ def _generate(raw, counts, make):
 
 RECIPE = Recipe(
     what="demo images",
-    command=f"python -m {__package__}.demo_images",
+    command=module_command("dataset.demo_images"),
     unit="image",
     parameters=_parameters,
     count_key="images_per_class",
@@ -199,30 +194,42 @@ RECIPE = Recipe(
 )
 
 
+@dataclasses.dataclass
+class DemoImagesOptions(GeneratedOptions):
+    """What the command makes."""
+
+    images_per_class: Optional[int] = count_option("training images", SPLITS["train"])
+    val_images_per_class: Optional[int] = count_option("validation images", SPLITS["val"])
+    test_images_per_class: Optional[int] = count_option("test images", SPLITS["test"])
+
+
+@dataclasses.dataclass
+class DemoImagesJobOptions(JobOptions):
+    """All options of the command."""
+
+    demo_images: DemoImagesOptions = group(DemoImagesOptions)
+
+
 def prepare_demo_images(
-    data_root=None,
-    images_per_class=None,
-    val_images_per_class=None,
-    test_images_per_class=None,
-    jobs=None,
-    force=False,
-):
+    data_root: Optional[PathLike] = None,
+    images_per_class: Optional[int] = None,
+    val_images_per_class: Optional[int] = None,
+    test_images_per_class: Optional[int] = None,
+    jobs: Optional[int] = None,
+    force: bool = False,
+) -> ImageSetConfig:
     """Make the demo images unless they are there, complete and of this version.
 
     See :mod:`dataset.generated` for how they appear.
 
     Parameters
     ----------
-    data_root : str, optional
+    data_root
         Folder that holds ``DemoImages/raw/{train,val,test}``; by default the folder ``dataset``.
-    images_per_class, val_images_per_class, test_images_per_class : int, optional
+    images_per_class, val_images_per_class, test_images_per_class
         None keeps what is there, and makes 160, 40 and 40 where nothing is.
     jobs, force
         As for :func:`dataset.prepare_demo`.
-
-    Returns
-    -------
-    ImageSetConfig
 
     Raises
     ------
@@ -248,16 +255,12 @@ def prepare_demo_images(
     )
 
 
-def main(argv=None):
+def main(argv: Optional[list[str]] = None) -> int:
     """Run the command line."""
-    parser = argparse.ArgumentParser(
-        prog=f"python -m {__package__}.demo_images",
-        description="Make the demo images: two figures whose relation gives one of eight classes.",
-    )
-    add_arguments(parser, RECIPE, "DemoImages/raw")
-    options = vars(parser.parse_args(argv))
+    description = "Make the demo images: two figures whose relation gives one of eight classes."
+    options = parse(DemoImagesJobOptions(), argv, description, prog=RECIPE.command).demo_images
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    config = prepare_demo_images(data_root=options.pop("root", None), **options)
+    config = prepare_demo_images(**dataclasses.asdict(options))
     print(f"Demo images: {os.path.join(config.root, 'raw')}")
     return 0
 

@@ -5,29 +5,64 @@ manifest that names every file and its size: an interrupted run leaves nothing t
 and of several processes at once one makes the data while the others wait.
 """
 
-import argparse
 import concurrent.futures
 import contextlib
+import dataclasses
 import json
+import math
 import multiprocessing
 import os
 import shutil
 import signal
 import tempfile
 import threading
+from collections.abc import Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.connection import wait as wait_for
-from typing import Callable, NamedTuple
+from typing import Any, Callable, NamedTuple, Optional
 
 import cv2
 
-from glore_common import LOGGER, GloReError, UsageError, progress
-
-from .folder_lock import folder_lock
+from glore_common import LOGGER, GloReError, UsageError, file_lock, progress
+from glore_options import Options, option, positive_int
 
 MANIFEST = "manifest.json"
 BATCH = 20  # files that a process makes at a time
+LOCK = ".lock"
 _WORK_PREFIX = ".making-"
+
+Counts = dict[str, int]  # files of each class by split
+# (folder, part of the items) -> (path below the folder, size in bytes) of each file.
+MakePart = Callable[[str, Sequence], list[tuple[str, int]]]
+# (function, items) -> size by path.
+Make = Callable[[MakePart, Sequence], dict[str, int]]
+
+
+@dataclasses.dataclass
+class GeneratedOptions(Options):
+    """What the commands of all generated data sets have."""
+
+    title = "options"
+
+    data_root: Optional[str] = option(
+        None,
+        "folder that will hold the data set's (default: the folder dataset)",
+        aliases=("--root",),
+        metavar="DIR",
+    )
+    jobs: Optional[int] = option(
+        None,
+        "processes (default: the number of processors, at most 8)",
+        kind=positive_int,
+        metavar="N",
+    )
+    force: bool = option(False, "make the data anew in any case")
+
+
+def count_option(what: str, number: int) -> Any:
+    """Declare the option of how many files each class gets; ``number`` if there are none yet."""
+    text = f"{what} of each class (default: what is there, else {number})"
+    return option(None, text, kind=positive_int, metavar="N")
 
 
 class Recipe(NamedTuple):
@@ -35,60 +70,61 @@ class Recipe(NamedTuple):
 
     Attributes
     ----------
-    what : str
+    what
         For messages: "demo data".
-    command : str
+    command
         Makes it: "python -m dataset.demo".
-    unit : str
+    unit
         What one file is: "clip".
-    parameters : callable
-        ``parameters(counts)`` returns what the data depend on, a dict that JSON takes, with
-        ``counts`` under the key ``count_key``: data with other parameters are made anew.
-    count_key : str
-    default_counts : dict
-        Files of each class by split, where neither the caller nor what is there decides.
-    write : callable
+    parameters
+        Returns what the data depend on, as JSON takes it, with the counts under ``count_key``: data
+        with other parameters are made anew.
+    count_key
+    default_counts
+        Where neither the caller nor what is there decides.
+    write
         ``write(raw, counts, make)`` writes all below the empty folder ``raw`` and returns the
-        sizes of the files by path; ``make(function, items)`` has ``function(raw, part)``, which
-        returns (path, size) pairs, run on parts of ``items`` and returns all pairs as a dict.
+        sizes of the files by path; ``make(function, items)`` has ``function(raw, part)`` run on
+        parts of ``items``, in several processes.
     """
 
     what: str
     command: str
     unit: str
-    parameters: Callable
+    parameters: Callable[[Counts], dict[str, Any]]
     count_key: str
-    default_counts: dict
-    write: Callable
+    default_counts: Counts
+    write: Callable[[str, Counts, Make], dict[str, int]]
 
 
-def _check_counts(unit, counts, jobs):
-    """Raise UsageError for a number below 1 (``counts``: split -> number or None)."""
-    names = {"train": f"{unit}s per class", "val": f"validation {unit}s per class"}
-    for split, number in counts.items():
-        _check_number(names.get(split, f"{split} {unit}s per class"), number)
-    _check_number("jobs", jobs)
+def _check_counts(unit: str, counts: dict[str, Optional[int]], jobs: Optional[int]) -> None:
+    kinds = {"train": "", "val": "validation ", "test": "test "}
+    numbers = {f"{kinds[split]}{unit}s per class": number for split, number in counts.items()}
+    for name, number in {**numbers, "jobs": jobs}.items():
+        if number is not None and number < 1:
+            raise UsageError(f"the number of {name} must be 1 or more, not {number}")
 
 
-def _check_number(name, number):
-    if number is not None and number < 1:
-        raise UsageError(f"the number of {name} must be 1 or more, not {number}")
-
-
-def prepare_generated(folder, recipe, counts, jobs=None, force=False):
+def prepare_generated(
+    folder: str,
+    recipe: Recipe,
+    counts: dict[str, Optional[int]],
+    jobs: Optional[int] = None,
+    force: bool = False,
+) -> None:
     """Make a data set unless it is there, complete and of this version.
 
     Parameters
     ----------
-    folder : str
+    folder
         The data lie in ``folder/raw``.
-    recipe : Recipe
-    counts : dict
+    recipe
+    counts
         Files of each class by split; None keeps what is there, or else takes the default.
-    jobs : int, optional
+    jobs
         Processes; by default as many as there are processors, at most 8. The data do not depend
         on it.
-    force : bool
+    force
         Make the data anew in any case.
 
     Raises
@@ -102,7 +138,7 @@ def prepare_generated(folder, recipe, counts, jobs=None, force=False):
     raw = os.path.join(folder, "raw")
     if not force and _what_is_wrong(raw, recipe, counts) is None:
         return
-    with folder_lock(folder) as alone:
+    with file_lock(os.path.join(folder, LOCK), math.inf) as alone:
         reason = "asked to" if force else _what_is_wrong(raw, recipe, counts)
         if reason is None:
             return
@@ -133,7 +169,7 @@ def prepare_generated(folder, recipe, counts, jobs=None, force=False):
                 shutil.rmtree(work)
 
 
-def _wanted(raw, recipe, counts):
+def _wanted(raw: str, recipe: Recipe, counts: dict[str, Optional[int]]) -> Counts:
     """Return the counts with None replaced: by what is there, or else by the default."""
     there = {}
     with contextlib.suppress(OSError, ValueError):
@@ -149,8 +185,8 @@ def _wanted(raw, recipe, counts):
     return wanted
 
 
-def _write(raw, recipe, counts, jobs):
-    def make(function, items):
+def _write(raw: str, recipe: Recipe, counts: Counts, jobs: int) -> None:
+    def make(function: MakePart, items: Sequence) -> dict[str, int]:
         made = _made(recipe, raw, function, items, jobs)
         label = f"Making the {recipe.what}"
         return dict(progress(made, label, len(items), every=5.0, unit=recipe.unit))
@@ -161,7 +197,7 @@ def _write(raw, recipe, counts, jobs):
         json.dump(manifest, stream, indent=1)
 
 
-def _what_is_wrong(raw, recipe, counts):
+def _what_is_wrong(raw: str, recipe: Recipe, counts: dict[str, Optional[int]]) -> Optional[str]:
     """Return why the data must be made (anew), or None when they are complete."""
     if not os.path.lexists(raw):
         return "they do not exist yet"
@@ -170,9 +206,8 @@ def _what_is_wrong(raw, recipe, counts):
             manifest = json.load(stream)
         there = manifest[recipe.count_key]
         # A number that is not asked for stays what it was.
-        wanted = recipe.parameters(
-            {split: there[split] if counts[split] is None else counts[split] for split in counts}
-        )
+        asked = {split: number for split, number in counts.items() if number is not None}
+        wanted = recipe.parameters({**{split: there[split] for split in counts}, **asked})
         files = manifest.pop("files")
     except FileNotFoundError:
         return "they have no manifest"
@@ -203,7 +238,9 @@ def _start_worker():
     threading.Thread(target=end_with_parent, daemon=True).start()
 
 
-def _made(recipe, folder, function, items, jobs):
+def _made(
+    recipe: Recipe, folder: str, function: MakePart, items: Sequence, jobs: int
+) -> Iterator[tuple[str, int]]:
     """Run ``function(folder, part)`` on all items in ``jobs`` processes; yield what it returns."""
     batches = [items[start : start + BATCH] for start in range(0, len(items), BATCH)]
     if jobs == 1:
@@ -232,41 +269,3 @@ def _available_cpus():
         return len(os.sched_getaffinity(0))
     except AttributeError:
         return os.cpu_count() or 1
-
-
-def add_arguments(parser, recipe, folder):
-    """Add the options that the commands of all generated data sets have.
-
-    Parameters
-    ----------
-    parser : argparse.ArgumentParser
-    recipe : Recipe
-    folder : str
-        What the data root will hold: "Demo/raw".
-    """
-
-    def add(*names, **more):
-        parser.add_argument(*names, default=argparse.SUPPRESS, **more)
-
-    add(
-        "--root",
-        "--data-root",
-        metavar="DIR",
-        help=f"folder that will hold {folder} (default: the folder dataset)",
-    )
-    kinds = {"train": ("", "training"), "val": ("val-", "validation"), "test": ("test-", "test")}
-    for split, number in recipe.default_counts.items():
-        prefix, name = kinds[split]
-        add(
-            f"--{prefix}{recipe.unit}s-per-class",
-            type=int,
-            metavar="N",
-            help=f"{name} {recipe.unit}s of each class (default: what is there, else {number})",
-        )
-    add(
-        "--jobs",
-        type=int,
-        metavar="N",
-        help="processes (default: the number of processors, at most 8)",
-    )
-    parser.add_argument("--force", action="store_true", help="make the data anew in any case")

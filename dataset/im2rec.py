@@ -18,7 +18,7 @@ import sys
 from mxnet_compat import mx
 
 
-def main():
+def main() -> None:
     """Run the tool with this process's arguments."""
     path = os.path.join(os.path.dirname(mx.__file__), "tools", "im2rec.py")
     sys.argv[0] = path

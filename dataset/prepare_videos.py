@@ -17,11 +17,12 @@ where an interrupted one stopped.
 
 import argparse
 import concurrent.futures
+import contextlib
+import dataclasses
 import functools
 import hashlib
 import json
 import logging
-import math
 import os
 import random
 import re
@@ -31,20 +32,37 @@ import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Sequence
+from typing import Any, Callable, NoReturn, Optional
 
 import cv2
 
 from glore_common import (
     GloReError,
     UsageError,
+    file_lock,
+    module_command,
     progress,
     run_main,
     write_text,
 )
+from glore_options import (
+    JobOptions,
+    Options,
+    group,
+    number,
+    option,
+    parse,
+    positive_float,
+    positive_int,
+    seed,
+)
 
-from .config import get_config, list_datasets
-from .folder_lock import folder_lock
+from .config import DatasetConfig, get_config, list_datasets
+from .generated import LOCK
 from .video_plans import (
+    Job,
+    Plan,
     plan_from_csv,
     plan_from_folders,
     plan_from_one_folder,
@@ -61,11 +79,95 @@ REPORT = "prepare_report.txt"
 _PARTIAL_PREFIX = ".partial-"
 
 
+def bit_rate(text: str) -> str:
+    """Return a bit rate as FFmpeg reads it."""
+    if not re.fullmatch(r"[1-9]\d*[kM]?", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is no number such as 512k")
+    return text
+
+
+@dataclasses.dataclass
+class SourceOptions(Options):
+    """Where the videos are, and which of them is what."""
+
+    title = "which videos"
+
+    dataset: str = option(
+        "",
+        ", ".join(name for name in list_datasets() if name != "Demo") + " (default: none, name it)",
+        metavar="NAME",
+    )
+    data_root: Optional[str] = option(
+        None, "folder that will hold NAME/raw (default: dataset)", metavar="DIR"
+    )
+    videos: tuple[str, ...] = option(
+        (), "downloaded videos; with --csv several", metavar="DIR", several=True
+    )
+    train_videos: Optional[str] = option(None, "training videos in class folders", metavar="DIR")
+    val_videos: Optional[str] = option(None, "validation videos in class folders", metavar="DIR")
+    csv: tuple[str, ...] = option(
+        (), "Kinetics annotation; there may be several", metavar="FILE", several=True
+    )
+    splits: Optional[str] = option(
+        None, "folder of the official split files (UCF101, HMDB51)", metavar="DIR"
+    )
+    val_fraction: Optional[float] = option(
+        None, "of each class, drawn", kind=number(float, high=1.0, above=0.0), metavar="F"
+    )
+    val_file: Optional[str] = option(
+        None, "paths of the validation videos below --videos, a line each", metavar="FILE"
+    )
+    mapping_table: Optional[str] = option(
+        None, "labels of the classes (default: sorted by name)", metavar="FILE"
+    )
+    random_seed: int = option(
+        1, "of --val-fraction and of the lists' order", kind=seed, aliases=("--seed",)
+    )
+
+
+@dataclasses.dataclass
+class MakingOptions(Options):
+    """How the videos are made."""
+
+    title = "how they are made"
+
+    link: bool = option(False, "link to the videos as they are, do not transcode")
+    short_side: int = option(SHORT_SIDE, "pixels", kind=number(int, 16), metavar="N")
+    bitrate: str = option(BITRATE, "512k to 640k", kind=bit_rate)
+    trim: bool = option(
+        False,
+        "files named by their YouTube id alone are whole videos: cut the annotated seconds",
+    )
+    jobs: Optional[int] = option(
+        None,
+        "videos at a time (default: number of processors)",
+        kind=positive_int,
+        metavar="N",
+    )
+    timeout: float = option(600.0, "seconds per video", kind=positive_float, metavar="S")
+    overwrite: bool = option(False, "make finished videos anew")
+    dry_run: bool = option(False, "say what would be done")
+
+    def settings(self) -> dict[str, Any]:
+        """Return what the videos of a folder have in common."""
+        if self.link:
+            return {"link": True}
+        return {"short_side": self.short_side, "bitrate": self.bitrate}
+
+
+@dataclasses.dataclass
+class PrepareOptions(JobOptions):
+    """All options of the command."""
+
+    source: SourceOptions = group(SourceOptions)
+    making: MakingOptions = group(MakingOptions)
+
+
 class TranscodeError(Exception):
     """One video could not be made; the message is the reason."""
 
 
-def find_ffmpeg():
+def find_ffmpeg() -> str:
     """Return the path of an FFmpeg: imageio-ffmpeg's, else the one on the PATH.
 
     Raises
@@ -88,7 +190,14 @@ def find_ffmpeg():
     return found
 
 
-def ffmpeg_command(ffmpeg, source, target, short_side, bitrate, trim=None):
+def ffmpeg_command(
+    ffmpeg: str,
+    source: str,
+    target: str,
+    short_side: int,
+    bitrate: str,
+    trim: Optional[tuple[int, int]] = None,
+) -> list[str]:
     """Return the command line that makes ``target`` (MPEG-4 in AVI).
 
     The short side becomes ``short_side``, or stays when it is smaller, and both sides are made
@@ -110,20 +219,20 @@ def ffmpeg_command(ffmpeg, source, target, short_side, bitrate, trim=None):
 class _Runner:
     """Makes videos in threads; ``stop`` ends the FFmpegs that are running."""
 
-    def __init__(self, make_command, timeout):
+    def __init__(self, make_command: Callable[..., list[str]], timeout: float) -> None:
         self._make_command = make_command
         self._timeout = timeout
-        self._running = set()
+        self._running: set[subprocess.Popen[bytes]] = set()
         self._lock = threading.Lock()
         self._stopped = False
 
-    def stop(self):
+    def stop(self) -> None:
         with self._lock:
             self._stopped = True
             for process in self._running:
                 process.kill()
 
-    def _run(self, command):
+    def _run(self, command: list[str]) -> None:
         with self._lock:
             if self._stopped:
                 raise TranscodeError("stopped")
@@ -150,7 +259,7 @@ class _Runner:
             reason = lines[-1].strip()[:300] if lines else f"exit code {process.returncode}"
             raise TranscodeError(f"FFmpeg: {reason}")
 
-    def transcode(self, job):
+    def transcode(self, job: Job) -> None:
         """Make one video; it has its name only when it is complete."""
         folder, name = os.path.split(job.target)
         os.makedirs(folder, exist_ok=True)
@@ -174,7 +283,7 @@ class _Runner:
                 os.remove(partial)
 
 
-def _link(job):
+def _link(job: Job) -> None:
     """Let ``job.target`` be a link to its source."""
     if not os.path.isfile(job.source):
         raise TranscodeError("the file has disappeared")
@@ -187,7 +296,7 @@ def _link(job):
         raise TranscodeError(str(error)) from error
 
 
-def _is_done(job):
+def _is_done(job: Job) -> bool:
     # A link to a file that has gone, or an empty file, is not done.
     try:
         return os.path.getsize(job.target) > 0
@@ -195,7 +304,12 @@ def _is_done(job):
         return False
 
 
-def run_jobs(todo, make, jobs, stop=None):
+def run_jobs(
+    todo: Sequence[Job],
+    make: Callable[[Job], None],
+    jobs: int,
+    stop: Callable[[], None] = lambda: None,
+) -> list[tuple[str, str]]:
     """Make the videos ``todo`` with ``make(job)`` in ``jobs`` threads.
 
     Returns
@@ -219,15 +333,14 @@ def run_jobs(todo, make, jobs, stop=None):
                     ) from error
                 failures.append((futures[future].source, str(error)))
     except BaseException:
-        if stop is not None:
-            stop()
+        stop()
         raise
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
     return sorted(failures)
 
 
-def write_lists(config, plan, seed):
+def write_lists(config: DatasetConfig, plan: Plan, seed: int) -> dict[str, int]:
     """Write every list of the plan and the mapping table; return list file -> number of rows.
 
     Rows whose video is not there are left out. The order is shuffled with ``seed``, so that a
@@ -250,28 +363,34 @@ def write_lists(config, plan, seed):
     return counts
 
 
-def _check_settings(raw, settings, overwrite):
-    """Refuse to mix videos of different settings in one folder."""
+def _earlier_settings(raw: str, settings: dict[str, Any], overwrite: bool) -> Optional[dict]:
+    """Return the settings of the videos that are there; refuse to mix them with others.
+
+    None if there are no videos, or, with ``overwrite``, no telling.
+    """
     path = os.path.join(raw, SETTINGS)
-    if overwrite or not os.path.exists(path):
-        return
+    if not os.path.exists(path):
+        return None
     try:
         with open(path, encoding="utf-8") as stream:
             before = json.load(stream)
     except (OSError, ValueError) as error:
+        if overwrite:
+            return None
         raise GloReError(f"cannot read {path} ({error}); remove it to go on") from error
-    if before != settings:
+    if before != settings and not overwrite:
         raise UsageError(
             f"the videos in {raw} were prepared with {_shown(before)}, this is {_shown(settings)}; "
             "use the same settings, --overwrite to make all of them anew, or another --data-root"
         )
+    return before
 
 
-def _shown(settings):
+def _shown(settings: dict[str, Any]) -> str:
     return " ".join(f"{key}={value}" for key, value in settings.items())
 
 
-def _report(plan, failures):
+def _report(plan: Plan, failures: list[tuple[str, str]]) -> str:
     """Return the text of the report: what is missing and what failed."""
     lines = [f"failed\t{source}\t{reason}" for source, reason in plan.problems + failures]
     lines += [f"missing\t{name}" for name in plan.missing]
@@ -279,7 +398,8 @@ def _report(plan, failures):
     return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
-def _describe(config, plan, done, todo, link):
+def _describe(config: DatasetConfig, plan: Plan, todo: Sequence[Job], link: bool) -> str:
+    done = len(plan.jobs) - len(todo)
     rows = [
         f"{config.name}: {len(plan.classes)} classes, {len(plan.jobs)} videos: {done} done, "
         f"{len(todo)} to {'link' if link else 'transcode'}"
@@ -293,7 +413,27 @@ def _describe(config, plan, done, todo, link):
     return "\n".join(rows)
 
 
-def prepare(config, plan, jobs, short_side, bitrate, timeout, link, overwrite, seed, dry_run):
+def _todo(plan: Plan, making: MakingOptions) -> list[Job]:
+    """Return the videos to make."""
+    sources = {os.path.abspath(job.source) for job in plan.jobs.values()}
+    taken = {target for target in plan.jobs if os.path.abspath(target) in sources}
+    own = set()
+    if making.link:
+        # Videos that lie where they belong already
+        own = {t for t in taken if os.path.abspath(plan.jobs[t].source) == os.path.abspath(t)}
+    if taken - own:
+        raise UsageError(
+            f"{min(taken - own)} lies where its transcoded version would go, or another video; "
+            "move the downloaded videos elsewhere, or take them as they are with --link"
+        )
+    return [
+        job
+        for job in plan.jobs.values()
+        if job.target not in own and (making.overwrite or not _is_done(job))
+    ]
+
+
+def prepare(config: DatasetConfig, plan: Plan, making: MakingOptions, seed: int) -> None:
     """Carry out a plan: make the videos that are missing, then write lists and report.
 
     Raises
@@ -302,46 +442,37 @@ def prepare(config, plan, jobs, short_side, bitrate, timeout, link, overwrite, s
         Videos failed (the lists hold the others), the disk is full, or another process is at it.
     """
     raw = os.path.join(config.root, "raw")
-    settings = {"link": True} if link else {"short_side": short_side, "bitrate": bitrate}
-    _check_settings(raw, settings, overwrite)
-    # Videos that lie where they belong already
-    own = {
-        job.target
-        for job in plan.jobs.values()
-        if os.path.abspath(job.source) == os.path.abspath(job.target)
-    }
-    if own and not link:
-        raise UsageError(
-            f"{min(own)} lies where its transcoded version would go; move the downloaded videos "
-            "elsewhere, or take them as they are with --link"
-        )
-    todo = [
-        job
-        for job in plan.jobs.values()
-        if job.target not in own and (overwrite or not _is_done(job))
-    ]
-    make = runner = None
-    if link:
-        make = _link
-    elif todo:
+    settings = making.settings()
+    before = _earlier_settings(raw, settings, making.overwrite)
+    todo = _todo(plan, making)
+    make, stop = _link, lambda: None
+    if todo and not making.link:
         command = functools.partial(
-            ffmpeg_command, find_ffmpeg(), short_side=short_side, bitrate=bitrate
+            ffmpeg_command,
+            find_ffmpeg(),
+            short_side=making.short_side,
+            bitrate=making.bitrate,
         )
-        runner = _Runner(command, timeout)
-        make = runner.transcode
-    print(_describe(config, plan, len(plan.jobs) - len(todo), todo, link), flush=True)
-    if dry_run:
+        runner = _Runner(command, making.timeout)
+        make, stop = runner.transcode, runner.stop
+    print(_describe(config, plan, todo, making.link), flush=True)
+    if making.dry_run:
         for job in todo[:3]:
             example = f"{job.target} -> {job.source}"
-            if not link:
+            if not making.link:
                 example = shlex.join(command(job.source, job.target, trim=job.trim))
             print(f"  e.g. {example}")
         print("Dry run: nothing was written.")
         return
 
-    with folder_lock(config.root, wait=False):
+    with file_lock(os.path.join(config.root, LOCK)):
+        if making.overwrite and before != settings:
+            # However this run ends, no video of the old settings is left under the new ones.
+            for job in todo:
+                with contextlib.suppress(FileNotFoundError):
+                    os.remove(job.target)
         write_text(os.path.join(raw, SETTINGS), json.dumps(settings) + "\n")
-        failures = run_jobs(todo, make, jobs, runner.stop if runner else None) if todo else []
+        failures = run_jobs(todo, make, making.jobs or os.cpu_count() or 1, stop) if todo else []
         counts = write_lists(config, plan, seed)
         report = os.path.join(raw, REPORT)
         write_text(report, _report(plan, failures))
@@ -359,89 +490,18 @@ def prepare(config, plan, jobs, short_side, bitrate, timeout, link, overwrite, s
         )
 
 
-def _parser():
-    parser = argparse.ArgumentParser(
-        prog=f"python -m {__package__}.prepare_videos",
-        description="Transcode downloaded videos and write the lists that training reads.",
-    )
-    parser.add_argument(
-        "--dataset",
-        required=True,
-        metavar="NAME",
-        help=", ".join(name for name in list_datasets() if name != "Demo"),
-    )
-    parser.add_argument(
-        "--data-root", metavar="DIR", help="folder that will hold NAME/raw (default: dataset)"
-    )
-    group = parser.add_argument_group("where the videos are")
-    group.add_argument(
-        "--videos",
-        action="append",
-        metavar="DIR",
-        help="downloaded videos; may be repeated with --csv",
-    )
-    group.add_argument("--train-videos", metavar="DIR", help="training videos in class folders")
-    group.add_argument("--val-videos", metavar="DIR", help="validation videos in class folders")
-    group = parser.add_argument_group("which video is what")
-    group.add_argument(
-        "--csv", action="append", metavar="FILE", help="Kinetics annotation; may be repeated"
-    )
-    group.add_argument(
-        "--splits", metavar="DIR", help="folder of the official split files (UCF101, HMDB51)"
-    )
-    group.add_argument("--val-fraction", type=float, metavar="F", help="of each class, drawn")
-    group.add_argument(
-        "--val-file",
-        metavar="FILE",
-        help="paths of the validation videos below --videos, a line each",
-    )
-    group.add_argument(
-        "--mapping-table", metavar="FILE", help="labels of the classes (default: sorted by name)"
-    )
-    group.add_argument(
-        "--seed", type=int, default=1, help="of --val-fraction and of the lists' order (default: 1)"
-    )
-    group = parser.add_argument_group("how they are made")
-    group.add_argument(
-        "--link", action="store_true", help="link to the videos as they are, do not transcode"
-    )
-    group.add_argument(
-        "--short-side",
-        type=int,
-        default=SHORT_SIDE,
-        metavar="N",
-        help=f"pixels (default: {SHORT_SIDE})",
-    )
-    group.add_argument("--bitrate", default=BITRATE, help=f"512k to 640k (default: {BITRATE})")
-    group.add_argument(
-        "--trim",
-        action="store_true",
-        help="files named by their YouTube id alone are whole videos: cut the annotated seconds",
-    )
-    group.add_argument(
-        "--jobs", type=int, metavar="N", help="videos at a time (default: number of processors)"
-    )
-    group.add_argument(
-        "--timeout", type=float, default=600.0, metavar="S", help="seconds per video (default: 600)"
-    )
-    group.add_argument("--overwrite", action="store_true", help="make finished videos anew")
-    group.add_argument("--dry-run", action="store_true", help="say what would be done")
-    return parser
-
-
-def _check_options(options):
-    """Raise UsageError for options that do not go together or are out of range."""
-    kinds = [
-        name
-        for name, given in (
-            ("--csv", options.csv),
-            ("--splits", options.splits),
-            ("--train-videos/--val-videos", options.train_videos or options.val_videos),
-            ("--val-fraction", options.val_fraction is not None),
-            ("--val-file", options.val_file),
-        )
-        if given
-    ]
+def _check_options(source: SourceOptions, making: MakingOptions) -> None:
+    """Raise UsageError for options that do not go together."""
+    if not source.dataset:
+        raise UsageError("name the data set: --dataset NAME")
+    given = {
+        "--csv": source.csv,
+        "--splits": source.splits,
+        "--train-videos/--val-videos": source.train_videos or source.val_videos,
+        "--val-fraction": source.val_fraction,
+        "--val-file": source.val_file,
+    }
+    kinds = [name for name, value in given.items() if value]
     if len(kinds) != 1:
         raise UsageError(
             "say which videos train and which validate by exactly one of --csv, --splits, "
@@ -450,78 +510,61 @@ def _check_options(options):
         )
     kind = kinds[0]
     if kind.startswith("--train"):
-        if not (options.train_videos and options.val_videos) or options.videos:
+        if not (source.train_videos and source.val_videos) or source.videos:
             raise UsageError("--train-videos and --val-videos go together, without --videos")
-    elif not options.videos:
+    elif not source.videos:
         raise UsageError(f"{kind} needs --videos, the folder of the downloaded videos")
-    elif len(options.videos) > 1 and kind != "--csv":
-        raise UsageError(f"{kind} takes one --videos folder, {len(options.videos)} are given")
-    if options.trim and (kind != "--csv" or options.link):
+    elif len(source.videos) > 1 and kind != "--csv":
+        raise UsageError(f"{kind} takes one --videos folder, {len(source.videos)} are given")
+    if making.trim and (kind != "--csv" or making.link):
         raise UsageError("--trim needs --csv and cannot be used with --link")
-    if options.splits and options.mapping_table:
+    if source.splits and source.mapping_table:
         raise UsageError("--mapping-table does not go with --splits, which fix the labels")
-    if not re.fullmatch(r"[1-9]\d*[kM]?", options.bitrate):
-        raise UsageError(f"--bitrate must be a number such as 512k, not {options.bitrate!r}")
-    if options.short_side < 16:
-        raise UsageError(f"--short-side must be 16 pixels or more, not {options.short_side}")
-    if options.jobs is not None and options.jobs < 1:
-        raise UsageError(f"--jobs must be 1 or more, not {options.jobs}")
-    if not 0 < options.timeout < math.inf:
-        raise UsageError(f"--timeout must be a positive number of seconds, not {options.timeout}")
 
 
-def make_plan(options):
+def make_plan(source: SourceOptions, making: MakingOptions) -> tuple[DatasetConfig, Plan]:
     """Return the configuration and the plan that the options ask for."""
-    _check_options(options)
-    config = get_config(options.dataset, options.data_root)
+    _check_options(source, making)
+    config = get_config(source.dataset, source.data_root)
     if config.name == "Demo":
-        raise UsageError(f"the demo data are generated: python -m {__package__}.demo")
-    table, link = options.mapping_table, options.link
-    if options.csv:
+        raise UsageError(f"the demo data are generated: {module_command('dataset.demo')}")
+    table, link = source.mapping_table, making.link
+    if source.csv:
         if config.name != "Kinetics":
             raise UsageError("--csv is for Kinetics")
-        plan = plan_from_csv(config, options.csv, options.videos, table, link, options.trim)
-    elif options.splits:
+        plan = plan_from_csv(config, source.csv, source.videos, table, link, making.trim)
+    elif source.splits:
         planners = {"UCF101": plan_ucf101, "HMDB51": plan_hmdb51}
         if config.name not in planners:
             raise UsageError(f"--splits is for {' and '.join(planners)}")
-        plan = planners[config.name](options.data_root, options.splits, options.videos[0], link)
-    elif options.train_videos:
-        plan = plan_from_folders(config, options.train_videos, options.val_videos, table, link)
+        plan = planners[config.name](source.data_root, source.splits, source.videos[0], link)
+    elif source.train_videos and source.val_videos:
+        plan = plan_from_folders(config, source.train_videos, source.val_videos, table, link)
     else:
-        folder = options.videos[0]
-        if options.val_file:
-            is_val = validation_file(options.val_file, folder)
+        folder = source.videos[0]
+        if source.val_fraction is not None:
+            is_val = validation_fraction(source.val_fraction, source.random_seed)
         else:
-            is_val = validation_fraction(options.val_fraction, options.seed)
+            is_val = validation_file(str(source.val_file), folder)
         plan = plan_from_one_folder(config, folder, is_val, table, link)
     return config, plan
 
 
-def _raise_interrupt(number, frame):
+def _raise_interrupt(number: int, frame: object) -> NoReturn:
     raise KeyboardInterrupt
 
 
-def main(argv=None):
+def main(argv: Optional[list[str]] = None) -> int:
     """Run the command line."""
-    options = _parser().parse_args(argv)
+    description = "Transcode downloaded videos and write the lists that training reads."
+    program = module_command("dataset.prepare_videos")
+    options = parse(PrepareOptions(), argv, description, prog=program)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    config, plan = make_plan(options)
+    config, plan = make_plan(options.source, options.making)
     # A polite kill ends the FFmpegs as Ctrl-C does.
     before = signal.signal(signal.SIGTERM, _raise_interrupt)
     try:
-        prepare(
-            config,
-            plan,
-            jobs=options.jobs or os.cpu_count() or 1,
-            short_side=options.short_side,
-            bitrate=options.bitrate,
-            timeout=options.timeout,
-            link=options.link,
-            overwrite=options.overwrite,
-            seed=options.seed,
-            dry_run=options.dry_run,
-        )
+        prepare(config, plan, options.making, options.source.random_seed)
     except KeyboardInterrupt:
         print("Interrupted. The same command goes on where it stopped.", file=sys.stderr)
         raise

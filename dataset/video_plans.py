@@ -10,11 +10,12 @@ import dataclasses
 import hashlib
 import os
 import re
-from typing import Optional
+from collections.abc import Iterable, Iterator
+from typing import Callable, Optional
 
 from glore_common import LOGGER, UsageError, closest_first
 
-from .config import get_config, read_mapping_table
+from .config import DatasetConfig, get_config, read_mapping_table
 
 VIDEO_EXTENSIONS = (
     *(".3gp", ".avi", ".flv", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg"),
@@ -33,7 +34,11 @@ class Job:
 
     source: str
     target: str
-    trim: Optional[tuple] = None
+    trim: Optional[tuple[int, int]] = None
+
+
+# (class name, paths of its videos) -> those that validate.
+IsVal = Callable[[str, list[str]], set[str]]
 
 
 @dataclasses.dataclass
@@ -42,29 +47,37 @@ class Plan:
 
     Attributes
     ----------
-    classes : list of str
+    classes
         Class names; the position is the label.
-    jobs : dict
+    jobs
         Target path -> :class:`Job`.
-    lists : dict
+    lists
         List file -> {path below the video root: (label, target path)}.
-    missing : list of str
+    missing
         Videos that an annotation names and that are not there.
-    missing_is_failure : bool
+    missing_is_failure
         Whether that is a failure: it is for a fixed archive, and not for Kinetics, where videos
         disappear from YouTube all the time.
-    problems : list of (str, str)
+    problems
         Videos that cannot be used: path and reason.
     """
 
-    classes: list
-    jobs: dict = dataclasses.field(default_factory=dict)
-    lists: dict = dataclasses.field(default_factory=dict)
-    missing: list = dataclasses.field(default_factory=list)
+    classes: list[str]
+    jobs: dict[str, Job] = dataclasses.field(default_factory=dict)
+    lists: dict[str, dict[str, tuple[int, str]]] = dataclasses.field(default_factory=dict)
+    missing: list[str] = dataclasses.field(default_factory=list)
     missing_is_failure: bool = False
-    problems: list = dataclasses.field(default_factory=list)
+    problems: list[tuple[str, str]] = dataclasses.field(default_factory=list)
 
-    def add(self, list_path, label, root, sub_path, source, trim=None):
+    def add(
+        self,
+        list_path: str,
+        label: int,
+        root: str,
+        sub_path: str,
+        source: str,
+        trim: Optional[tuple[int, int]] = None,
+    ) -> None:
         """Plan one row of a list and the video that it needs."""
         # Lists are UTF-8 text with a video per line.
         try:
@@ -75,6 +88,9 @@ class Plan:
         if len(sub_path.splitlines()) != 1:
             self.problems.append((repr(source), "the name contains a line break; rename it"))
             return
+        if os.path.isabs(sub_path) or os.pardir in sub_path.split("/"):
+            self.problems.append((source, f"{sub_path} lies outside of the data's folder"))
+            return
         target = os.path.join(root, sub_path)
         known = self.jobs.setdefault(target, Job(source, target, trim))
         if known.source != source or known.trim != trim:
@@ -83,12 +99,12 @@ class Plan:
         self.lists.setdefault(list_path, {})[sub_path] = (label, target)
 
 
-def class_name(name):
+def class_name(name: str) -> str:
     """Return a class name as the lists of GloRe spell it: underscores for spaces."""
     return re.sub(r"\s", "_", name.strip())
 
 
-def find_videos(folder):
+def find_videos(folder: str) -> list[str]:
     """Return the videos below ``folder``, as sorted paths relative to it.
 
     Hidden files and folders are left out. Links to folders are followed, each folder once.
@@ -120,7 +136,7 @@ def find_videos(folder):
     return sorted(videos)
 
 
-def _videos_by_class(folder):
+def _videos_by_class(folder: str) -> dict[str, list[str]]:
     """Return class name -> sorted paths relative to ``folder``, from its class folders."""
     classes = collections.defaultdict(list)
     stray = []
@@ -140,12 +156,12 @@ def _videos_by_class(folder):
     return dict(classes)
 
 
-def _labels(config, names, table):
+def _labels(config: DatasetConfig, names: Iterable[str], table: Optional[str]) -> list[str]:
     """Return the class list: that of ``table``, else the sorted ``names``; checked."""
     names = sorted(names)
     for name in names:
-        if "\t" in name or not name:
-            raise UsageError(f"{name!r} cannot be a class name")
+        if "\t" in name or name in ("", ".", "..") or os.path.basename(name) != name:
+            raise UsageError(f"{name!r} cannot be a class name: it must do as a folder's name")
     if table is not None:
         classes = read_mapping_table(table)
         for name in names:
@@ -158,7 +174,9 @@ def _labels(config, names, table):
     return classes
 
 
-def _check_number_of_classes(config, classes, table=None):
+def _check_number_of_classes(
+    config: DatasetConfig, classes: list[str], table: Optional[str] = None
+) -> None:
     if len(classes) > config.num_classes:
         raise UsageError(
             f"{len(classes)} classes found, {config.name} has {config.num_classes}: is this the "
@@ -174,17 +192,23 @@ def _check_number_of_classes(config, classes, table=None):
         )
 
 
-def _target_name(sub_path, link):
+def _target_name(sub_path: str, link: bool) -> str:
     return sub_path if link else os.path.splitext(sub_path)[0] + ".avi"
 
 
-def _class_target(path, link):
+def _class_target(path: str, link: bool) -> str:
     """Return where ``class folder/…/video`` goes below the video root."""
     first, _, rest = path.partition(os.sep)
     return f"{class_name(first)}/{_target_name(rest, link)}"
 
 
-def plan_from_folders(config, train_folder, val_folder, table=None, link=False):
+def plan_from_folders(
+    config: DatasetConfig,
+    train_folder: str,
+    val_folder: str,
+    table: Optional[str] = None,
+    link: bool = False,
+) -> Plan:
     """Plan from two folders that hold one folder of videos per class."""
     found = [_videos_by_class(train_folder), _videos_by_class(val_folder)]
     classes = _labels(config, set(found[0]) | set(found[1]), table)
@@ -201,11 +225,14 @@ def plan_from_folders(config, train_folder, val_folder, table=None, link=False):
     return plan
 
 
-def plan_from_one_folder(config, folder, is_val, table=None, link=False):
-    """Plan from one folder of class folders.
-
-    ``is_val(class name, paths)`` returns the set of those paths that validate.
-    """
+def plan_from_one_folder(
+    config: DatasetConfig,
+    folder: str,
+    is_val: IsVal,
+    table: Optional[str] = None,
+    link: bool = False,
+) -> Plan:
+    """Plan from one folder of class folders."""
     found = _videos_by_class(folder)
     classes = _labels(config, found, table)
     plan = Plan(classes)
@@ -225,15 +252,15 @@ def plan_from_one_folder(config, folder, is_val, table=None, link=False):
     return plan
 
 
-def validation_fraction(fraction, seed):
+def validation_fraction(fraction: float, seed: int) -> IsVal:
     """Return an ``is_val`` that draws a fraction of every class (at least one of two videos)."""
     if not 0 < fraction < 1:
         raise UsageError(f"--val-fraction must lie between 0 and 1, not {fraction}")
 
-    def is_val(name, paths):
+    def is_val(name: str, paths: list[str]) -> set[str]:
         count = min(max(1, round(fraction * len(paths))), len(paths) - 1)
 
-        def draw(path):
+        def draw(path: str) -> bytes:
             # A draw per video: one more or one less hardly moves the others to the other side.
             return hashlib.sha256(os.fsencode(f"{seed} {path}")).digest()
 
@@ -242,19 +269,21 @@ def validation_fraction(fraction, seed):
     return is_val
 
 
-def validation_file(path, folder):
+def validation_file(path: str, folder: str) -> IsVal:
     """Return an ``is_val`` that takes the videos named by a file, a relative path per line."""
     available = set(find_videos(folder))
     chosen = set()
     for number, line in enumerate(_read_lines(path), 1):
-        name = os.path.normpath(line.strip()) if line.strip() else None
-        if name is not None and name not in available:
+        if not line.strip():
+            continue
+        name = os.path.normpath(line.strip())
+        if name not in available:
             raise UsageError(f"{path}, line {number}: {line.strip()!r} is no video in {folder}")
         chosen.add(name)
     return lambda name, paths: chosen.intersection(paths)
 
 
-def _read_lines(path):
+def _read_lines(path: str) -> list[str]:
     try:
         with open(path, encoding="utf-8-sig") as stream:
             return stream.read().splitlines()
@@ -262,7 +291,7 @@ def _read_lines(path):
         raise UsageError(f"cannot read {path}: {error}") from error
 
 
-def _read_csv(path):
+def _read_csv(path: str) -> Iterator[tuple[str, str, int, int, str]]:
     """Yield (line number, row) of a Kinetics annotation file, checked and converted."""
     reader = csv.DictReader(_read_lines(path))
     absent = [column for column in CSV_COLUMNS if column not in (reader.fieldnames or [])]
@@ -289,7 +318,14 @@ def _read_csv(path):
         yield class_name(row["label"]), row["youtube_id"].strip(), start, end, CSV_SPLITS[split]
 
 
-def plan_from_csv(config, csv_files, folders, table=None, link=False, trim=False):
+def plan_from_csv(
+    config: DatasetConfig,
+    csv_files: Iterable[str],
+    folders: Iterable[str],
+    table: Optional[str] = None,
+    link: bool = False,
+    trim: bool = False,
+) -> Plan:
     """Plan from Kinetics annotation files and folders of downloaded videos.
 
     A row's video is ``{id}_{start:06d}_{end:06d}`` or ``{id}`` with any video extension, anywhere
@@ -299,7 +335,7 @@ def plan_from_csv(config, csv_files, folders, table=None, link=False, trim=False
     rows = [row for path in csv_files for row in _read_csv(path)]
     if not rows:
         raise UsageError(f"no training or validation rows in {', '.join(csv_files)}")
-    available = collections.defaultdict(list)
+    available: dict[str, list[tuple[str, str]]] = collections.defaultdict(list)
     for folder in folders:
         for path in find_videos(folder):
             stem = os.path.splitext(os.path.basename(path))[0]
@@ -312,7 +348,9 @@ def plan_from_csv(config, csv_files, folders, table=None, link=False, trim=False
         clip = f"{video_id}_{start:06d}_{end:06d}"
         stem = clip if clip in available else video_id
 
-        def fit(found, name=name, split=split):
+        def fit(
+            found: tuple[str, str], name: str = name, split: str = split
+        ) -> tuple[bool, bool, tuple[str, str]]:
             parents = [class_name(part) for part in os.path.dirname(found[1]).split(os.sep)]
             in_split = any(CSV_SPLITS.get(part.lower()) == split for part in parents)
             return (name not in parents, not in_split, found)
@@ -337,11 +375,17 @@ def plan_from_csv(config, csv_files, folders, table=None, link=False, trim=False
     return plan
 
 
-def _plan_from_rows(config, folder, classes, rows, link):
+def _plan_from_rows(
+    config: DatasetConfig,
+    folder: str,
+    classes: list[str],
+    rows: list[tuple[str, str, str]],
+    link: bool,
+) -> Plan:
     """Plan rows (list file, class name, path below ``folder``) of an official split."""
     number_of = {name: label for label, name in enumerate(classes)}
     plan = Plan(classes, missing_is_failure=True)
-    missing = {}
+    missing: dict[str, None] = {}
     for list_path, name, path in rows:
         source = os.path.join(folder, path)
         if not os.path.isfile(source):
@@ -358,11 +402,11 @@ def _plan_from_rows(config, folder, classes, rows, link):
     return plan
 
 
-def plan_ucf101(data_root, splits, folder, link=False):
+def plan_ucf101(data_root: Optional[str], splits: str, folder: str, link: bool = False) -> Plan:
     """Plan from ``classInd.txt`` and the ``trainlist01.txt``, ``testlist01.txt``, … of UCF101."""
     config = get_config("UCF101", data_root)
     index = os.path.join(splits, "classInd.txt")
-    number_of = {}
+    number_of: dict[str, int] = {}
     for number, line in enumerate(_read_lines(index), 1):
         parts = line.split()
         if not parts:
@@ -370,7 +414,7 @@ def plan_ucf101(data_root, splits, folder, link=False):
         if len(parts) != 2 or not parts[0].isdecimal() or parts[1] in number_of:
             raise UsageError(f"{index}, line {number}: expected 'number Class', found {line!r}")
         number_of[parts[1]] = int(parts[0]) - 1
-    classes = sorted(number_of, key=number_of.get)
+    classes = sorted(number_of, key=number_of.__getitem__)
     if [number_of[name] for name in classes] != list(range(len(classes))) or not classes:
         raise UsageError(f"{index}: the classes must be numbered 1, 2, …")
     rows = []
@@ -397,7 +441,7 @@ def plan_ucf101(data_root, splits, folder, link=False):
     return _plan_from_rows(config, folder, classes, rows, link)
 
 
-def plan_hmdb51(data_root, splits, folder, link=False):
+def plan_hmdb51(data_root: Optional[str], splits: str, folder: str, link: bool = False) -> Plan:
     """Plan from the ``<class>_test_split1.txt``, … of HMDB51 (1 trains, 2 tests, 0 is unused)."""
     config = get_config("HMDB51", data_root)
     if not os.path.isdir(splits):

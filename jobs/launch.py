@@ -218,7 +218,9 @@ def roles_of(
         )
         if hosts.is_loopback(root):
             env.update(DMLC_NODE_HOST=root)
-    path = os.pathsep.join(filter(None, (ROOT, env.get("PYTHONPATH", os.getenv("PYTHONPATH")))))
+    # An installed package is found without it.
+    checkout = ROOT if __package__ == "jobs" else None
+    path = os.pathsep.join(filter(None, (checkout, env.get("PYTHONPATH", os.getenv("PYTHONPATH")))))
     result = []
     at_servers = [(job.SERVER, index, host) for index, host in enumerate(servers)]
     if servers:
@@ -361,7 +363,10 @@ def starter_command(
             words += ["--host", ",".join(f"{host.name}:{host.slots}" for host in names)]
         for name in sorted(env):
             words += ["-x", f"{name}={env[name]}"]
-    member = [options.remote_python, os.path.join(ROOT, "launch.py"), *own]
+    script = [os.path.join(ROOT, "launch.py")]
+    if __package__ != "jobs":
+        script = ["-m", f"{__package__}.launch"]
+    member = [options.remote_python, *script, *own]
     member += ["--job", options.job, "--log-dir", options.log_dir, "--max-restarts", "0"]
     return [*words, *options.starter_option, *member, "--", *elsewhere(options, command)]
 

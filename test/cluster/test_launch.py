@@ -295,6 +295,20 @@ def test_roles(monkeypatch):
     assert {role.env["DMLC_NODE_HOST"] for role in local} == {"127.0.0.1"}
 
 
+def test_an_installed_launcher_starts_modules_of_its_package(monkeypatch, stand_ins):
+    monkeypatch.setenv("PATH", stand_ins["PATH"])
+    monkeypatch.setenv("PYTHONPATH", "/theirs")
+    monkeypatch.setattr(launch, "__package__", "glore.jobs")
+    options = launch.LaunchOptions(launcher="slurm", num_workers=2, job="j", log_dir="/l")
+    server = launch.roles_of(options, ["run"], {}, hosts.LOOPBACK, ([None], [None]))[0]
+    assert server.command[1:] == ["-m", "glore.jobs.parameter_server"]
+    assert server.env["PYTHONPATH"] == "/theirs"
+    words = launch.starter_command(options, ["-n", "2"], ["glore", "train-kinetics"], {})
+    own = words[words.index("-m") :]
+    assert own[:4] == ["-m", "glore.jobs.launch", "-n", "2"]
+    assert own[own.index("--") :] == ["--", "glore", "train-kinetics"]
+
+
 def a_worker(number, host=None, sees=None):
     return SimpleNamespace(role=SimpleNamespace(index=number, host=host), sees=sees)
 

@@ -1,7 +1,9 @@
 """dataset/prepare_videos.py on real videos: what is encoded, listed, skipped, reported, stopped."""
 
+import filecmp
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -13,8 +15,7 @@ import numpy as np
 import pytest
 
 from dataset import get_config, prepare_videos, read_mapping_table, video_plans
-from dataset.folder_lock import folder_lock
-from glore_common import GloReError, UsageError, run_main
+from glore_common import GloReError, Locked, UsageError, file_lock, run_main
 
 
 @pytest.fixture(scope="session")
@@ -194,6 +195,58 @@ def test_other_settings_are_not_mixed(samples, tmp_path):
         prepare(out, *own)
 
 
+def test_an_interrupted_overwrite_leaves_one_encoding(samples, tmp_path, monkeypatch):
+    for name in "abc":
+        put(samples[640, 360], tmp_path, "videos", "one", f"{name}.avi")
+    out = tmp_path / "out"
+    arguments = ["--dataset", "Kinetics", "--videos", tmp_path / "videos", "--val-fraction", "0.5"]
+    assert prepare(out, *arguments) == 0
+    raw = os.path.join(get_config("Kinetics", out).root, "raw")
+
+    def heights():
+        found = [os.path.join(p, n) for p, _, names in os.walk(raw) for n in names]
+        return sorted(read_video(path).shape[1] for path in found if path.endswith(".avi"))
+
+    assert heights() == [288] * 3
+    transcode, made = prepare_videos._Runner.transcode, []
+
+    def interrupted(runner, job):
+        if made:
+            raise KeyboardInterrupt
+        transcode(runner, job)
+        made.append(job)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(prepare_videos._Runner, "transcode", interrupted)
+        prepare(out, *arguments, "--short-side", "64", "--overwrite", "--jobs", "1")
+    assert heights() == [64]
+    with pytest.raises(UsageError, match="with short_side=64 "):
+        prepare(out, *arguments)
+    # Without --overwrite the same settings go on; with it, the same settings need no removal.
+    assert prepare(out, *arguments, "--short-side", "64") == 0
+    assert heights() == [64] * 3
+    made.clear()
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(prepare_videos._Runner, "transcode", interrupted)
+        prepare(out, *arguments, "--short-side", "64", "--overwrite", "--jobs", "1")
+    assert heights() == [64] * 3
+
+
+def test_a_video_that_another_would_replace_is_kept(samples, tmp_path):
+    out = tmp_path / "out"
+    config = get_config("Kinetics", out)
+    for name in ("one/a.avi", "one/b.avi"):
+        put(samples[101, 67], config.train_root, name)
+    put(samples[640, 360], tmp_path, "val", "one", "a.avi")
+    for link in ([], ["--link"]):
+        arguments = ["--dataset", "Kinetics", *link, "--train-videos", tmp_path / "val"]
+        with pytest.raises(UsageError, match="lies where .* another video"):
+            prepare(out, *arguments, "--val-videos", config.train_root, "--overwrite")
+    kept = os.path.join(config.train_root, "one", "a.avi")
+    assert not os.path.islink(kept)
+    assert filecmp.cmp(kept, samples[101, 67], shallow=False)
+
+
 def test_validation_file_and_mapping_table(samples, tmp_path):
     videos = tmp_path / "videos"
     for name in ("swim/a.avi", "swim/b.avi", "run/c.avi", "run/d e.avi"):
@@ -314,6 +367,34 @@ def test_bad_csv(samples, tmp_path, line, message):
         video_plans.plan_from_csv(config, [str(tmp_path / "k.csv")], [str(tmp_path / "videos")])
 
 
+@pytest.mark.parametrize("label", ["..", "../../evil", "/evil", "a/b", "."])
+def test_a_csv_label_does_not_lead_out_of_the_folder(samples, tmp_path, label):
+    put(samples[101, 67], tmp_path, "videos", "id.avi")
+    rows = [CSV_TEXT.splitlines()[0], f"{label},id,0,5,train,0"]
+    (tmp_path / "k.csv").write_text("\n".join(rows))
+    arguments = ["--csv", tmp_path / "k.csv", "--videos", tmp_path / "videos"]
+    with pytest.raises(UsageError, match=f"'{re.escape(label)}' cannot be a class name"):
+        prepare(tmp_path / "out", "--dataset", "Kinetics", *arguments)
+    assert sorted(os.listdir(tmp_path)) == ["k.csv", "videos"]
+
+
+def test_a_split_file_does_not_lead_out_of_the_folder(samples, tmp_path):
+    splits, videos = tmp_path / "splits", tmp_path / "hmdb"
+    splits.mkdir()
+    (splits / "wave_test_split1.txt").write_text("../../evil.avi 1\nfine.avi 1\n")
+    put(samples[101, 67], tmp_path, "evil.avi")
+    put(samples[101, 67], videos, "wave", "fine.avi")
+    out = tmp_path / "out"
+    arguments = ["--dataset", "HMDB51", "--splits", splits, "--videos", videos]
+    with pytest.raises(GloReError, match="1 videos failed"):
+        prepare(out, *arguments)
+    config = get_config("HMDB51", out)
+    assert rows_of(config.train_list) == {(0, "wave/fine.avi")}
+    with open(os.path.join(config.root, "raw", "prepare_report.txt")) as stream:
+        assert "wave/../../evil.avi lies outside of the data's folder" in stream.read()
+    assert not os.path.exists(os.path.join(config.root, "raw", "evil.avi"))
+
+
 def test_ucf101_official_splits(samples, tmp_path):
     splits, videos = tmp_path / "splits", tmp_path / "UCF-101"
     splits.mkdir()
@@ -393,8 +474,6 @@ def test_same_target_twice(samples, tmp_path):
         (["--csv", "c"], "--csv needs --videos"),
         (["--videos", "v", "--videos", "w", "--val-fraction", "0.1"], "2 are given"),
         (["--videos", "v", "--val-fraction", "0.1", "--trim"], "--trim needs --csv"),
-        (["--videos", "v", "--val-fraction", "0.1", "--bitrate", "fast"], "such as 512k"),
-        (["--videos", "v", "--val-fraction", "0.1", "--short-side", "0"], "16 pixels or more"),
         (["--videos", "v", "--val-fraction", "0.1"], "v is not a folder"),
         (["--videos", "v", "--splits", "s"], "--splits is for UCF101 and HMDB51"),
     ],
@@ -403,6 +482,22 @@ def test_bad_options(tmp_path, monkeypatch, arguments, message):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UsageError, match=message):
         prepare_videos.main(["--dataset", "Kinetics", *arguments])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--bitrate", "fast"], "'fast' is no number such as 512k"),
+        (["--short-side", "0"], "0 is out of range: it must be 16 or more"),
+        (["--jobs", "0"], "must be 1 or more"),
+        (["--timeout", "0"], "must be above 0"),
+    ],
+)
+def test_bad_values(capsys, arguments, message):
+    with pytest.raises(SystemExit) as caught:
+        prepare_videos.main(["--dataset", "Kinetics", "--videos", "v", *arguments])
+    assert caught.value.code == 2
+    assert message in capsys.readouterr().err
 
 
 def test_demo_and_too_many_classes(samples, tmp_path):
@@ -489,8 +584,8 @@ def test_one_run_at_a_time(samples, tmp_path):
     put(samples[101, 67], tmp_path, "videos", "one", "a.avi")
     put(samples[101, 67], tmp_path, "videos", "one", "b.avi")
     arguments = ["--dataset", "Kinetics", "--videos", tmp_path / "videos", "--val-fraction", "0.5"]
-    folder = get_config("Kinetics", tmp_path).root
-    with folder_lock(folder), pytest.raises(GloReError, match="another process is preparing"):
+    lock = os.path.join(get_config("Kinetics", tmp_path).root, ".lock")
+    with file_lock(lock), pytest.raises(Locked, match=rf"process {os.getpid()} on .* holds "):
         prepare(tmp_path, *arguments)
     assert prepare(tmp_path, *arguments) == 0
 
