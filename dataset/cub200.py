@@ -11,6 +11,7 @@ What the archive CUB_200_2011.tgz holds is read as it is::
 
 import dataclasses
 import os
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -23,7 +24,7 @@ FOLDER = "CUB_200_2011"
 MEAN, STD = (0.4707, 0.4601, 0.4549), (0.2767, 0.2760, 0.2850)
 
 
-Rows = tuple[tuple[str, int], ...]
+Rows = Sequence[tuple[str, int]]
 
 
 @dataclasses.dataclass(frozen=True)

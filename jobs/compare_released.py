@@ -327,7 +327,8 @@ def compare(args: ComparisonOptions, contexts: list) -> dict:
         who: np.concatenate([run(data) for data in batches]) for who, (run, _) in runners.items()
     }
     if len(outputs) == 2:
-        report["outputs"] = compare_outputs(*outputs.values(), args.tolerance)
+        theirs, ours = outputs.values()
+        report["outputs"] = compare_outputs(theirs, ours, args.tolerance)
     report["equal"] = match.is_exact and report["outputs"] is not None
     report["equal"] = report["equal"] and report["outputs"]["equal"]
 

@@ -368,9 +368,11 @@ def evaluate_clips(options: EvaluateOptions, model: Model, contexts: list) -> di
         num_crops=data.num_crops,
         class_names=names,
     )
-    rows = loader.dataset.video_list.rows
-    files = {video: rows[video].path for video in result.scores}
-    write_results(prefix, result, content, files, options.output.per_class)
+    names_of = {
+        video: os.path.relpath(loader.dataset.name(video * data.num_clips), config.val_root)
+        for video in result.scores
+    }
+    write_results(prefix, result, content, names_of, options.output.per_class)
     return content
 
 

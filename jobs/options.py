@@ -3,7 +3,7 @@
 import dataclasses
 from typing import ClassVar, Optional
 
-from data.common.options import PixelOptions
+from data.common.options import PixelOptions, ReadingOptions
 from data.image.options import ImageOptions, ImageTestOptions
 from data.video.options import ClipOptions, ClipTestOptions
 from dataset.cub200 import MEAN as CUB_MEAN
@@ -37,6 +37,7 @@ class TrainJobOptions(TrainOptions):
     first: ClassVar = ("network", "source", "data", "pixels", "schedule")
 
     network: NetworkOptions = group(NetworkOptions)
+    data: ReadingOptions = group(ReadingOptions)
     pixels: PixelOptions = group(PixelOptions)
 
 
@@ -252,7 +253,7 @@ class ClassifierOutputOptions(Options):
 class ClassifierOptions(ImageJobOptions):
     """Options of ``train_classifier.py``: those of a public reproduction on CUB-200-2011."""
 
-    network: NetworkOptions = group(
+    network: ClassifierNetworkOptions = group(
         ClassifierNetworkOptions, network="resnet18_v1", num_node=16, fresh_units=True
     )
     source: ImageSourceOptions = group(ImageSourceOptions, dataset="cub200")

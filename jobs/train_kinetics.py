@@ -7,7 +7,7 @@ its single-node one. See docs/videos.md for what a run leaves behind and how to 
 import dataclasses
 import logging
 import os
-from typing import Optional
+from typing import Any, Optional
 
 from data.common.loader import BatchSource
 from data.common.transforms import default_resize
@@ -50,7 +50,7 @@ def get_loaders(
     options: KineticsOptions, config: DatasetConfig, input_conf: InputConf, run: Run
 ) -> tuple[BatchSource, BatchSource]:
     """Return the loaders for training and validation, of this worker's share of the videos."""
-    common = {
+    common: dict[str, Any] = {
         "mean": input_conf.mean,
         "std": input_conf.std,
         "num_classes": config.num_classes,
