@@ -6,6 +6,7 @@ import pickle
 import struct
 import subprocess
 import sys
+import tracemalloc
 import zipfile
 from collections import OrderedDict
 
@@ -16,7 +17,7 @@ from torch_files import as_stream, as_zip, p_dict, p_global, p_int, p_str, p_ten
 
 from checkpoint.graph import load, save
 from checkpoint.params import LISTED, STREAM_START, CheckpointError, check, read_params
-from checkpoint.paths import epochs
+from checkpoint.paths import Files, epochs, find
 from checkpoint.torch_file import read_torch_file, read_with_torch
 from checkpoint.torch_names import to_mxnet_name, to_torch_name, to_torch_names
 from glore_common import UsageError, run_main
@@ -184,6 +185,19 @@ def test_a_checkpoint_within_an_epoch_uses_the_graph_of_those_at_its_end(tmp_pat
     loaded, loaded_args, _ = load(step)
     assert loaded.tojson() == symbol.tojson()
     np.testing.assert_array_equal(loaded_args["classifier_bias"].asnumpy(), args["classifier_bias"])
+
+
+def test_one_grammar_of_names(tmp_path, saved):
+    prefix = saved[0]
+    one = f"{prefix}-0003"
+    for text in (prefix, f"{prefix}-symbol.json", one, f"{one}.params", f"{one}.json"):
+        files = find(text)
+        assert files == Files(one), text
+        assert files.symbol == f"{prefix}-symbol.json"
+    assert (files.params, files.states) == (f"{one}.params", f"{one}.states")
+    assert find(prefix, 12) == Files(f"{prefix}-0012")
+    with pytest.raises(UsageError, match="no epoch 3"):
+        find(one, 3)
 
 
 def test_brackets_in_a_path(tmp_path):
@@ -643,6 +657,26 @@ def test_truncated_and_damaged_torch_files(tmp_path, form):
             read_torch_file(str(path))
         except CheckpointError:
             continue
+
+
+@pytest.mark.parametrize("entry", ["byteorder", "data.pkl", "data/0"])
+def test_no_part_of_an_archive_may_unpack_to_more_than_the_file(tmp_path, entry):
+    """A few megabytes, compressed, can be gigabytes: no part is read before that is known."""
+    pickled = whole([("a", p_tensor("0", np.zeros(8, "<f4")))])
+    parts = {"data.pkl": pickled, "byteorder": b"little", "data/0": bytes(32)}
+    path = tmp_path / "bomb.pth"
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in parts.items():
+            kind = zipfile.ZIP_DEFLATED if name == entry else zipfile.ZIP_STORED
+            size = 50_000_000 if name == entry else 0
+            archive.writestr(f"archive/{name}", content + bytes(size), kind)
+    assert os.path.getsize(path) < 100_000
+    tracemalloc.start()
+    with pytest.raises(CheckpointError, match="unpack to more than the file's size"):
+        read_torch_file(str(path))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 5_000_000
 
 
 def test_one_damaged_number_does_not_ask_for_much_memory(tmp_path):

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from train_runs import train_options
 
+from checkpoint.manifest import read_manifest
 from checkpoint.params import CheckpointError
 from checkpoint.store import CheckpointStore
 from glore_common import GloReError, UsageError
@@ -416,6 +417,42 @@ def test_settings_that_differ_are_named(tmp_path, caplog):
     assert "seed: 1 -> 2" in caplog.text
 
 
+def test_any_option_that_differs_is_named(tmp_path, caplog):
+    run(tmp_path, max_steps=6)
+    changed = {"end_epoch": 3, "warmup_factor": 0.5, "batch_norm": "frozen", "lr_steps": (7, 9)}
+    run(tmp_path, train=Batches(7), resume="auto", max_steps=6, log_frequency=5, **changed)
+    said = [line for line in caplog.text.splitlines() if "Not as when" in line]
+    assert len(said) == 5
+    for line in (
+        "--end-epoch: 2 -> 3",
+        "--warmup-factor: 0.1 -> 0.5",
+        "--batch-norm: local -> frozen",
+        "--lr-steps: [] -> [7, 9]",
+        "batches: 6 -> 7",
+    ):
+        assert line in caplog.text
+
+
+def test_a_manifest_describes_the_run(tmp_path):
+    train_and_evaluate(
+        network(),
+        Batches(),
+        None,
+        train_options(model_dir=str(tmp_path), lr_base=0.25),
+        optimizer=NesterovSGD(),
+        schedule=ConstantScheduler(0.25),
+        reporter=Reporter("t", str(tmp_path)),
+        model={"network": "tiny", "input": {"mean": (0.5, 0.5, 0.5)}},
+    )
+    found = read_manifest(str(tmp_path / "t_ep-0001"))
+    assert found.model == {"network": "tiny", "input": {"mean": [0.5, 0.5, 0.5]}}
+    assert found.options["schedule"]["lr_base"] == 0.25
+    assert found.options["run"]["end_epoch"] == 1
+    assert found.data == {"batches": 6, "workers": 1}
+    assert found.optimizer == "NesterovSGD"
+    assert set(found.versions) == {"python", "numpy", "mxnet", "glore"}
+
+
 def test_keep_and_frequency(tmp_path):
     run(tmp_path, end_epoch=5, keep=1, save_frequency=2, save_every_steps=4)
     names = [os.path.basename(path) for path in CheckpointStore(str(tmp_path), "t").paths()]
@@ -461,11 +498,92 @@ def test_all_finite_takes_many_arrays():
     assert not all_finite(arrays)
 
 
+def test_all_finite_takes_arrays_of_several_types():
+    arrays = [mx.nd.ones((3,), dtype=dtype) for dtype in ("float16", "float32", "float16")]
+    assert all_finite(arrays)
+    for array in arrays:
+        array[1] = np.nan
+        assert not all_finite(arrays)
+        array[1] = 1
+
+
+@pytest.mark.parametrize("loss_scale", [128.0, "dynamic"])
+def test_float16_trains_and_resumes(tmp_path, loss_scale):
+    """A block in float16 keeps BatchNorm's parameters in float32; all are checked and saved.
+
+    MXNet multiplies no float16 matrices on a CPU, so there is no convolution in it.
+    """
+
+    class Scale(mx.gluon.HybridBlock):
+        def __init__(self):
+            super().__init__()
+            self.weight = self.params.get("weight", shape=(1, 8, 1, 1), init="ones")
+
+        def hybrid_forward(self, F, data, weight):
+            return F.broadcast_mul(data, weight)
+
+    def half():
+        block = mx.gluon.nn.HybridSequential(prefix="net_")
+        with block.name_scope():
+            block.add(mx.gluon.nn.BatchNorm(in_channels=8), Scale())
+            block.add(mx.gluon.nn.GlobalAvgPool2D(), mx.gluon.nn.Flatten())
+        block.initialize()
+        block.cast("float16")
+        return block
+
+    options = {"dtype": "float16", "loss_scale": loss_scale, "end_epoch": 3}
+    whole, block = run(tmp_path / "a", half(), val=Batches(2, seed=5), **options)
+    types = {parameter.dtype for parameter in block.collect_params().values()}
+    assert {np.dtype(kind).name for kind in types} == {"float16", "float32"}
+    assert whole.history[-1]["train_loss"] < whole.history[0]["train_loss"]
+    run(tmp_path / "b", half(), val=Batches(2, seed=5), max_steps=8, **options)
+    resumed, other = run(tmp_path / "b", half(), val=Batches(2, seed=5), resume="auto", **options)
+    assert_same(everything(block), everything(other))
+    assert untimed(whole.history) == untimed(resumed.history)
+
+
 def test_derived_seeds_differ():
     seeds = {derived_seed(seed, step) for seed in range(20) for step in range(50)}
     assert len(seeds) == 1000
     assert derived_seed(1, 2) == derived_seed(1, 2)
     assert all(0 <= seed < 2**31 for seed in seeds)
+
+
+class ReadsAhead(Batches):
+    """Prepares batches before they are asked for, up to where it is told that reading ends."""
+
+    def set_position(self, pass_index, batch, stop=None):
+        super().set_position(pass_index, batch)
+        self.stop = stop
+
+    def __iter__(self):
+        pass_index, first = self.position
+        ready = [self.batch(pass_index, b) for b in range(first, self.count)[: self.ahead(first)]]
+        self.read += [(pass_index, first + index) for index in range(len(ready))]
+        yield from ready
+
+    def ahead(self, first):
+        return None if self.stop is None else self.stop - first
+
+
+@pytest.mark.parametrize(("limit", "expected"), [(3, 3), (0, 10), (5, 5)])
+def test_validation_prepares_only_what_it_reads(tmp_path, limit, expected):
+    val = ReadsAhead(10, seed=2)
+    run(tmp_path, val=val, end_epoch=1, max_val_batches=limit)
+    assert len(val.read) == len(set(val.read)) == expected
+
+
+def test_the_default_number_of_logged_epochs_follows_the_data():
+    for given, batches, expected in [(None, 3, 3), (None, 9, 4), (None, 0, 1), (4, 3, 4)]:
+        run_options = train_options(epoch_div_factor=given).run
+        run_options.settle_epoch_div_factor(4, batches)
+        assert run_options.epoch_div_factor == expected
+
+
+def test_a_trial_of_a_few_steps_has_a_short_validation():
+    for limit, steps, expected in [(None, None, 0), (None, 7, 7), (0, 7, 0), (3, 7, 3)]:
+        options = train_options(max_val_batches=limit, max_steps=steps)
+        assert options.run.val_batch_limit == expected
 
 
 def test_max_val_batches(tmp_path):

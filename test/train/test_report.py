@@ -146,6 +146,16 @@ def test_reporter_writes_everything(tmp_path, caplog):
     assert b"epoch/val_loss" in content
 
 
+def test_the_point_of_the_resumed_step_is_kept(tmp_path):
+    """TensorBoard drops the points of earlier runs from the step at which a later one starts."""
+    from tensorboard_events import starts
+
+    reporter = Reporter("demo", str(tmp_path), tensorboard=True)
+    reporter.open(20)
+    reporter.close()
+    assert starts(tmp_path / "demo_tensorboard") == [21]
+
+
 def test_curves_of_one_epoch_without_validation(tmp_path):
     path = str(tmp_path / "curves.png")
     plot_history([row(1, val_loss=None, val_top1=None, val_top5=None)], path, "demo")
