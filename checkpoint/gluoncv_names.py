@@ -11,8 +11,11 @@ The network is that of He et al., CVPR 2016; the names are those of the project 
 import os
 import re
 import zipfile
+from typing import Any, Callable, Optional
 
 from glore_common import GloReError, UsageError
+
+from .params import Arrays
 
 LEAVES = {"running_mean": "moving_mean", "running_var": "moving_var"}
 LEAF = r"(?P<leaf>weight|bias|gamma|beta|running_mean|running_var)$"
@@ -68,7 +71,7 @@ def _down(found):
 
 
 # What a name without its leaf looks like, and what makes ours of it.
-PATTERNS = tuple(
+PATTERNS: tuple[tuple[re.Pattern, Callable[[Any], Optional[str]]], ...] = tuple(
     (re.compile(pattern), make)
     for pattern, make in (
         (r"features\.(?P<index>[01])$", _features),
@@ -98,7 +101,7 @@ MARK = re.compile(
 )
 
 
-def our_name(name):
+def our_name(name: str) -> Optional[str]:
     """Return our name of a gluoncv parameter, or None if it is none of those networks'."""
     match = re.match(r"(?P<kind>(arg|aux):)?(?P<path>.+?)[._]" + LEAF, name)
     if match is None:
@@ -112,12 +115,12 @@ def our_name(name):
     return None
 
 
-def from_gluoncv(params):
+def from_gluoncv(params: Arrays) -> Arrays:
     """Return a file's parameters under our names, if it is one of gluoncv; else unchanged.
 
     Parameters
     ----------
-    params : dict
+    params
         Name in the file to array.
 
     Returns
@@ -130,7 +133,7 @@ def from_gluoncv(params):
     return {our_name(name) or name: value for name, value in params.items()}
 
 
-def zoo_weights(name):
+def zoo_weights(name: str) -> str:
     """Return the path of a network's ImageNet weights of gluoncv's model zoo.
 
     They lie where gluoncv keeps them, ``$MXNET_HOME/models`` or ``~/.mxnet/models``; missing, they
@@ -138,7 +141,7 @@ def zoo_weights(name):
 
     Parameters
     ----------
-    name : str
+    name
         Such as ``resnet18_v1``: our rows are called as gluoncv's networks are.
 
     Raises

@@ -31,7 +31,7 @@ import urllib.parse
 import urllib.request
 import zlib
 from collections.abc import Iterator
-from typing import IO, Any, Optional
+from typing import Any, Optional
 
 from glore_common import (
     GloReError,
@@ -299,7 +299,7 @@ class _ShortReads:
     claim much.
     """
 
-    def __init__(self, stream: IO[bytes]) -> None:
+    def __init__(self, stream: Any) -> None:
         self.stream = stream
         self.tell, self.seek, self.close = stream.tell, stream.seek, stream.close
 
@@ -317,8 +317,8 @@ def _open_tar(path: str) -> Iterator[tarfile.TarFile]:
         start = stream.read(6)
     openers = ((b"\x1f\x8b", gzip.open), (b"BZh", bz2.open), (b"\xfd7zXZ\0", lzma.open))
     opener = next((opener for magic, opener in openers if start.startswith(magic)), open)
-    stream = _ShortReads(opener(path, "rb"))
-    with contextlib.closing(stream), tarfile.open(fileobj=stream, mode="r:") as archive:
+    content: Any = _ShortReads(opener(path, "rb"))
+    with contextlib.closing(content), tarfile.open(fileobj=content, mode="r:") as archive:
         yield archive
 
 
@@ -360,7 +360,9 @@ def _unpack(
             raise CheckpointError(f"{path} holds {name!r} twice; nothing was extracted")
         seen.add(name.casefold())
         os.makedirs(os.path.dirname(target), exist_ok=True)
-        with archive.extractfile(member) as source, open(target, "xb") as stream:
+        source = archive.extractfile(member)
+        assert source is not None  # a plain file
+        with source, open(target, "xb") as stream:
             shutil.copyfileobj(source, stream, CHUNK)
         if os.path.getsize(target) != member.size:
             raise CheckpointError(f"{path} is truncated within {name!r}; nothing was extracted")

@@ -38,7 +38,7 @@ class _Type(NamedTuple):
 class _Storage(NamedTuple):
     key: str
     dtype: np.dtype
-    count: int
+    size: int
 
 
 class _Tensor(NamedTuple):
@@ -180,7 +180,7 @@ def _array(tensor: _Tensor, load: _Load) -> np.ndarray:
     if any(size < 0 for size in [*shape, *strides, offset]) or len(shape) != len(strides):
         raise CheckpointError("one of its tensors has an impossible shape")
     last = offset + sum((size - 1) * step for size, step in zip(shape, strides))
-    if flat.size != tensor.storage.count or (0 not in shape and last >= flat.size):
+    if flat.size != tensor.storage.size or (0 not in shape and last >= flat.size):
         raise CheckpointError("one of its tensors reaches beyond its storage")
     if 0 in shape:
         return np.zeros(shape, flat.dtype)

@@ -80,7 +80,7 @@ def to_torch_name(name: str) -> str:
         if path == ours or path.endswith("_" + ours):
             path, ending = path[: len(path) - len(ours)].rstrip("_"), theirs
             break
-    modules = []
+    modules: list[str] = []
     for part in path.split("_") if path else []:
         if part == "extra" and modules:
             modules[-1] += "_extra"

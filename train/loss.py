@@ -3,20 +3,24 @@
 Mixup: Zhang et al., ICLR 2018 (arXiv 1710.09412). Label smoothing: Szegedy et al., CVPR 2016.
 """
 
+import numpy as np
+
 from glore_common import UsageError
 from mxnet_compat import mx
 
 
-def cross_entropy(logits, label, smoothing=0.0):
+def cross_entropy(
+    logits: mx.nd.NDArray, label: mx.nd.NDArray, smoothing: float = 0.0
+) -> mx.nd.NDArray:
     """Return the cross entropy of each sample, in float32.
 
     Parameters
     ----------
-    logits : NDArray
+    logits
         (n, classes), any float type.
-    label : NDArray
+    label
         (n,) class indices, or (n, classes) target distributions.
-    smoothing : float
+    smoothing
         Share of each target that is spread evenly over all classes, 0 to below 1.
 
     Returns
@@ -41,28 +45,30 @@ class Mixup:
 
     Parameters
     ----------
-    alpha : float
+    alpha
         Both parameters of the Beta distribution that the shares are drawn from.
-    num_classes : int
+    num_classes
         Length of the targets.
     """
 
-    def __init__(self, alpha, num_classes):
+    def __init__(self, alpha: float, num_classes: int) -> None:
         if alpha <= 0:
             raise UsageError(f"mixup's alpha must be above 0, not {alpha}")
         self.alpha = alpha
         self.num_classes = num_classes
 
-    def __call__(self, data, label, generator):
+    def __call__(
+        self, data: mx.nd.NDArray, label: mx.nd.NDArray, generator: np.random.RandomState
+    ) -> tuple[mx.nd.NDArray, mx.nd.NDArray]:
         """Return blended data and (n, classes) targets.
 
         Parameters
         ----------
-        data : NDArray
+        data
             (n, ...).
-        label : NDArray
+        label
             (n,) class indices.
-        generator : numpy.random.RandomState
+        generator
             Where the shares and partners come from.
         """
         share = float(generator.beta(self.alpha, self.alpha))

@@ -5,6 +5,8 @@ update only queues a few small operators; figures are fetched when somebody look
 """
 
 import math
+from collections.abc import Sequence
+from typing import Any, Optional
 
 import numpy as np
 
@@ -12,7 +14,7 @@ from glore_common import UsageError
 from mxnet_compat import mx
 
 
-def top_k_hits(logits, label, top_k):
+def top_k_hits(logits: mx.nd.NDArray, label: mx.nd.NDArray, top_k: Sequence[int]) -> list:
     """Return how many samples of a batch have their class among the ``k`` highest logits.
 
     Equal logits rank by class index. A row with a logit that is not a number counts as a miss.
@@ -20,11 +22,11 @@ def top_k_hits(logits, label, top_k):
 
     Parameters
     ----------
-    logits : NDArray
+    logits
         (n, classes).
-    label : NDArray
+    label
         (n,) class indices, or (n, classes) distributions, whose largest entry counts.
-    top_k : sequence of int
+    top_k
         The values of k.
 
     Returns
@@ -56,33 +58,33 @@ class StreamingMetrics:
 
     Parameters
     ----------
-    top_k : sequence of int
+    top_k
         Which accuracies to keep.
     """
 
-    def __init__(self, top_k=(1, 5)):
+    def __init__(self, top_k: Sequence[int] = (1, 5)) -> None:
         self.top_k = tuple(top_k)
         self.names = ("loss", *(f"top{k}" for k in self.top_k))
         self.reset()
 
-    def reset(self):
+    def reset(self) -> None:
         """Start over."""
-        self._waiting = []
+        self._waiting: list = []
         self._totals = {"samples": 0, **dict.fromkeys(self.names, 0.0)}
-        self.first_bad = None
+        self.first_bad: Optional[int] = None
 
-    def update(self, losses, outputs, labels, step=None):
+    def update(self, losses: list, outputs: list, labels: list, step: Optional[int] = None) -> None:
         """Queue a batch.
 
         Parameters
         ----------
-        losses : list of NDArray
+        losses
             Per-sample losses (n,), one array per device.
-        outputs : list of NDArray
+        outputs
             Logits (n, classes), one array per device.
-        labels : list of NDArray
+        labels
             See :func:`top_k_hits`, one array per device.
-        step : int, optional
+        step
             Named by ``first_bad`` if the batch's loss is not finite.
         """
         for loss, output, label in zip(losses, outputs, labels):
@@ -90,7 +92,7 @@ class StreamingMetrics:
             sums = mx.nd.concat(*(part.reshape((1,)) for part in parts), dim=0)
             self._waiting.append((step, loss.shape[0], sums))
 
-    def wait_for_all_but(self, count):
+    def wait_for_all_but(self, count: int) -> None:
         """Block until all but the last ``count`` queued sums have been computed.
 
         Bounds how far Python may run ahead of the device, and the input that waits in memory.
@@ -98,7 +100,7 @@ class StreamingMetrics:
         if len(self._waiting) > count:
             self._waiting[-1 - count][2].wait_to_read()
 
-    def totals(self):
+    def totals(self) -> dict[str, float]:
         """Fetch what is queued and return the sums since the start.
 
         Returns
@@ -116,19 +118,21 @@ class StreamingMetrics:
         self._waiting = []
         return dict(self._totals)
 
-    def restore(self, totals):
+    def restore(self, totals: dict[str, float]) -> None:
         """Continue from sums that :meth:`totals` returned earlier."""
         if set(totals) != {"samples", *self.names}:
             raise UsageError(f"metric sums {sorted(totals)} do not fit {sorted(self.names)}")
         self.reset()
         self._totals = dict(totals)
 
-    def means(self, since=None):
+    def means(self, since: Optional[dict[str, float]] = None) -> dict[str, float]:
         """Return the means since the start, or since the sums ``since``; NaN without samples."""
         return means_of(self.totals(), since)
 
 
-def means_of(totals, since=None):
+def means_of(
+    totals: dict[str, float], since: Optional[dict[str, float]] = None
+) -> dict[str, float]:
     """Turn sums of :meth:`StreamingMetrics.totals` into means, less the earlier sums ``since``."""
     since = since or dict.fromkeys(totals, 0)
     samples = totals["samples"] - since["samples"]
@@ -144,22 +148,22 @@ class ConfusionMatrix:
 
     Parameters
     ----------
-    num_classes : int
+    num_classes
         Number of classes.
 
     Attributes
     ----------
-    matrix : numpy.ndarray
+    matrix
         (classes, classes) int64; a row is a true class, a column a predicted one.
     """
 
-    def __init__(self, num_classes):
+    def __init__(self, num_classes: int) -> None:
         if num_classes < 1:
             raise UsageError(f"a confusion matrix needs 1 class or more, not {num_classes}")
         self.num_classes = num_classes
         self.matrix = np.zeros((num_classes, num_classes), dtype=np.int64)
 
-    def update(self, labels, predictions):
+    def update(self, labels: Any, predictions: Any) -> None:
         """Count pairs of class indices; any integer arrays of one length."""
         pairs = []
         for name, values in (("label", labels), ("prediction", predictions)):
@@ -176,18 +180,18 @@ class ConfusionMatrix:
         flat = np.bincount(pairs[0] * self.num_classes + pairs[1], minlength=self.matrix.size)
         self.matrix += flat.reshape(self.matrix.shape)
 
-    def accuracy(self):
+    def accuracy(self) -> float:
         """Return the share of right predictions; NaN before the first one."""
         total = self.matrix.sum()
         return float(np.trace(self.matrix) / total) if total else math.nan
 
-    def per_class(self):
+    def per_class(self) -> np.ndarray:
         """Return each class's share of right predictions, (classes,); NaN where it never came."""
         counts = self.matrix.sum(axis=1)
         right = np.diag(self.matrix).astype(np.float64)
         return np.divide(right, counts, out=np.full(self.num_classes, np.nan), where=counts > 0)
 
-    def mean_class_accuracy(self):
+    def mean_class_accuracy(self) -> float:
         """Return the mean of :meth:`per_class` over the classes that came up."""
         values = self.per_class()
         seen = ~np.isnan(values)

@@ -10,6 +10,8 @@ MXNet 1.9.1's ``NAG`` documents the same but multiplies the rate into the moment
 other weights as soon as the rate changes (in a warm-up: at every step).
 """
 
+from typing import Any, Optional
+
 from glore_common import UsageError, closest_first
 from mxnet_compat import mx
 
@@ -32,36 +34,36 @@ class NesterovSGD(mx.optimizer.Optimizer):
 
     Parameters
     ----------
-    learning_rate : float, optional
+    learning_rate
         The rate; with an ``lr_scheduler`` it replaces the base rate there. 0.01 without either.
-    momentum : float
+    momentum
         0 to below 1.
-    nesterov : bool
+    nesterov
         False for plain momentum.
-    wd : float
+    wd
         Weight decay, added to the gradient.
-    rescale_grad : float
+    rescale_grad
         What gradients are multiplied by first.
-    clip_gradient : float, optional
+    clip_gradient
         Bound of each rescaled gradient element, before the decay is added.
-    lr_scheduler : mxnet.lr_scheduler.LRScheduler, optional
+    lr_scheduler
         Maps the update count to a rate.
-    param_idx2name, param_dict : dict, optional
+    param_idx2name, param_dict
         See ``mxnet.optimizer.Optimizer``.
     """
 
     def __init__(
         self,
-        learning_rate=None,
-        momentum=0.9,
-        nesterov=True,
-        wd=0.0,
-        rescale_grad=1.0,
-        clip_gradient=None,
-        lr_scheduler=None,
-        param_idx2name=None,
-        param_dict=None,
-    ):
+        learning_rate: Optional[float] = None,
+        momentum: float = 0.9,
+        nesterov: bool = True,
+        wd: float = 0.0,
+        rescale_grad: float = 1.0,
+        clip_gradient: Optional[float] = None,
+        lr_scheduler: Optional[mx.lr_scheduler.LRScheduler] = None,
+        param_idx2name: Optional[dict[int, str]] = None,
+        param_dict: Optional[dict[int, mx.gluon.Parameter]] = None,
+    ) -> None:
         if not 0 <= momentum < 1:
             raise UsageError(f"momentum must lie between 0 and 1, not at {momentum}")
         super().__init__(
@@ -78,18 +80,18 @@ class NesterovSGD(mx.optimizer.Optimizer):
         self.nesterov = nesterov
         self.aggregate_num = MOST_AT_ONCE
 
-    def create_state(self, index, weight):
+    def create_state(self, index: int, weight: mx.nd.NDArray) -> mx.nd.NDArray:
         """Return the momentum of a weight: zeros of its shape, in float32."""
         return mx.nd.zeros(weight.shape, weight.context, dtype="float32")
 
-    def create_state_multi_precision(self, index, weight):
+    def create_state_multi_precision(self, index: int, weight: mx.nd.NDArray) -> Any:
         """Return the momentum, or (momentum, float32 copy of the weight) for a float16 weight."""
         momentum = self.create_state(index, weight)
         if weight.dtype == mx.nd.zeros((1,), dtype="float16").dtype:
             return momentum, weight.astype("float32")
         return momentum
 
-    def update(self, index, weight, grad, state):
+    def update(self, index: Any, weight: Any, grad: Any, state: Any) -> None:
         """Update one weight, or lists of up to any number of weights, in place."""
         if not isinstance(index, (list, tuple)):
             index, weight, grad, state = [index], [weight], [grad], [state]
@@ -102,7 +104,7 @@ class NesterovSGD(mx.optimizer.Optimizer):
             part = slice(start, start + MOST_AT_ONCE)
             self._update_part(weight[part], grad[part], state[part], rates[part], decays[part])
 
-    def update_multi_precision(self, index, weight, grad, state):
+    def update_multi_precision(self, index: Any, weight: Any, grad: Any, state: Any) -> None:
         """Do what :meth:`update` does: a state that holds a master copy is recognised there."""
         self.update(index, weight, grad, state)
 
@@ -159,14 +161,14 @@ class NesterovSGD(mx.optimizer.Optimizer):
 OPTIMIZERS = ("nesterov", "sgd", "nag")
 
 
-def make_optimizer(name, momentum, wd):
+def make_optimizer(name: str, momentum: float, wd: float) -> mx.optimizer.Optimizer:
     """Return an optimiser by name; weights in float16 get a float32 master copy.
 
     Parameters
     ----------
-    name : {'nesterov', 'sgd', 'nag'}
+    name
         :class:`NesterovSGD`, or MXNet's own ``SGD`` or ``NAG``.
-    momentum, wd : float
+    momentum, wd
         Momentum and weight decay.
     """
     if name == "nesterov":

@@ -1,6 +1,7 @@
 """Training curves and confusion matrices as PNG files (Matplotlib without a display)."""
 
-from typing import NamedTuple, Optional
+from collections.abc import Sequence
+from typing import Any, NamedTuple, Optional
 
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -15,7 +16,7 @@ MOST_NAMED_CLASSES = 40
 WIDE_RANGE = 20
 
 
-def _figure(width, height):
+def _figure(width: float, height: float) -> Any:
     # The Figure API instead of pyplot: no global state, and no back end that wants a display.
     figure = Figure(figsize=(width, height), dpi=100, layout="constrained")
     FigureCanvasAgg(figure)
@@ -28,8 +29,8 @@ class Line(NamedTuple):
     ``style``, ``colour`` and ``width`` are Matplotlib's (colour None: the next of its cycle).
     """
 
-    x: object
-    y: object
+    x: Sequence
+    y: Sequence
     label: Optional[str] = None
     style: str = "-"
     colour: Optional[str] = None
@@ -41,39 +42,48 @@ class Panel(NamedTuple):
 
     Attributes
     ----------
-    title, xlabel : str
-    lines : sequence of Line
-    log : bool
+    title, xlabel
+        Above it, and below.
+    lines
+        The curves.
+    log
         Logarithmic vertical axis, on which 0 is left out.
-    limits : (float, float), optional
+    limits
         Of the vertical axis.
-    marker : str, optional
+    marker
         Of the points, Matplotlib's; None for lines alone.
     """
 
     title: str
     xlabel: str
-    lines: object
+    lines: Sequence[Line]
     log: bool = False
     limits: Optional[tuple] = None
     marker: Optional[str] = "."
 
 
-def plot_panels(panels, path, title="", columns=None, size=(4.0, 3.6), one_legend=False):
+def plot_panels(
+    panels: Sequence[Panel],
+    path: str,
+    title: str = "",
+    columns: Optional[int] = None,
+    size: tuple[float, float] = (4.0, 3.6),
+    one_legend: bool = False,
+) -> None:
     """Draw diagrams beside and below one another.
 
     Parameters
     ----------
     panels : sequence of Panel
-    path : str
+    path
         PNG file to write.
-    title : str
+    title
         Written above.
-    columns : int, optional
+    columns
         Diagrams beside one another; by default all.
-    size : (float, float)
+    size
         Of one diagram, in inches of 100 pixels.
-    one_legend : bool
+    one_legend
         One legend below for the whole figure, with every label once, instead of one per diagram.
     """
     columns = columns or len(panels)
@@ -105,7 +115,7 @@ def plot_panels(panels, path, title="", columns=None, size=(4.0, 3.6), one_legen
     for axis in axes[len(panels) :]:
         axis.set_visible(False)
     if one_legend:
-        named = {}
+        named: dict[str, Any] = {}
         for axis in axes:
             named.update((label, line) for line, label in zip(*axis.get_legend_handles_labels()))
         figure.legend(
@@ -116,7 +126,7 @@ def plot_panels(panels, path, title="", columns=None, size=(4.0, 3.6), one_legen
         figure.savefig(temporary)
 
 
-def _metric_lines(rows, metric, suffix=""):
+def _metric_lines(rows: list[dict], metric: str, suffix: str = "") -> list[Line]:
     """Return the curves of a metric in training and validation over the logged epochs."""
     epochs = [row["epoch"] for row in rows]
     return [
@@ -125,7 +135,7 @@ def _metric_lines(rows, metric, suffix=""):
     ]
 
 
-def _loss_panel(rows, title):
+def _loss_panel(rows: list[dict], title: str) -> Panel:
     """Return the diagram of the losses over the logged epochs."""
     lines = _metric_lines(rows, "loss")
     values = np.array([v for line in lines for v in line.y if v is not None], float)
@@ -134,7 +144,7 @@ def _loss_panel(rows, title):
     return Panel(title, "logged epoch", lines, log=bool(wide))
 
 
-def plot_metric(rows, metric, path, title):
+def plot_metric(rows: list[dict], metric: str, path: str, title: str) -> None:
     """Draw one metric, ``loss`` or ``top1``, in training and validation over the logged epochs.
 
     ``rows`` and ``path`` are those of :func:`plot_history`.
@@ -148,17 +158,17 @@ def plot_metric(rows, metric, path, title):
     plot_panels([panel], path, size=(6.0, 4.0))
 
 
-def plot_history(rows, path, title=""):
+def plot_history(rows: list[dict], path: str, title: str = "") -> None:
     """Draw loss, accuracies and learning rate over the logged epochs.
 
     Parameters
     ----------
-    rows : list of dict
+    rows
         The rows of ``history.csv``; see ``train.report.COLUMNS``. Missing values (None) leave a
         gap.
-    path : str
+    path
         PNG file to write.
-    title : str
+    title
         Written above.
     """
     if not rows:
@@ -173,24 +183,26 @@ def plot_history(rows, path, title=""):
             "learning rate",
             "logged epoch",
             [Line(epochs, rates, "learning rate")],
-            log=all(rate > 0 for rate in rates),
+            log=all((rate or 0) > 0 for rate in rates),
         ),
     ]
     plot_panels(panels, path, title)
 
 
-def plot_confusion(matrix, path, class_names=None, title=""):
+def plot_confusion(
+    matrix: Any, path: str, class_names: Optional[Sequence[str]] = None, title: str = ""
+) -> None:
     """Draw a confusion matrix, each row normalised by its true class's count.
 
     Parameters
     ----------
-    matrix : array_like
+    matrix
         (classes, classes) counts; a row is a true class.
-    path : str
+    path
         PNG file to write.
-    class_names : sequence of str, optional
+    class_names
         Written along the axes for up to 40 classes.
-    title : str
+    title
         Written above.
     """
     matrix = np.asarray(matrix, dtype=np.float64)

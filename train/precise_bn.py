@@ -62,7 +62,10 @@ def batch_norms(symbol: mx.sym.Symbol) -> list[BatchNormNode]:
         found.append(
             BatchNormNode(
                 node["name"],
-                *(inputs[slot].name for slot in range(1, 5)),
+                gamma=inputs[1].name,
+                beta=inputs[2].name,
+                mean=inputs[3].name,
+                var=inputs[4].name,
                 axis=int(attributes.get("axis", 1)),
                 data=inputs[0],
             )
@@ -149,7 +152,9 @@ def estimate_statistics(
         values = {name: parameters[name].data(context) for name in inputs if name in parameters}
         return run(*(part if name == data.name else values[name] for name in inputs))
 
-    weight, means, squares, count = 0, None, None, 0
+    weight = count = 0
+    means: list[np.ndarray] = []
+    squares: list[np.ndarray] = []
     for batch in batches:
         parts = mx.gluon.utils.split_and_load(batch.astype(dtype), contexts, even_split=False)
         with mx.autograd.train_mode():
@@ -158,7 +163,7 @@ def estimate_statistics(
             values = [value.asnumpy().astype(np.float64) for value in result]
             share = part.shape[0]
             mean, var = values[0::2], values[1::2]
-            if means is None:
+            if not means:
                 means = [np.zeros_like(value) for value in mean]
                 squares = [np.zeros_like(value) for value in mean]
             for index in range(len(nodes)):
@@ -168,9 +173,9 @@ def estimate_statistics(
         count += 1
     if not weight:
         return 0
-    for node, mean, square in zip(nodes, means, squares):
-        mean = mean / weight
-        var = np.maximum(square / weight - mean**2, 0)
-        parameters[node.mean].set_data(mx.nd.array(mean, dtype=parameters[node.mean].dtype))
-        parameters[node.var].set_data(mx.nd.array(var, dtype=parameters[node.var].dtype))
+    for node, total, square in zip(nodes, means, squares):
+        centre = total / weight
+        spread = np.maximum(square / weight - centre**2, 0)
+        parameters[node.mean].set_data(mx.nd.array(centre, dtype=parameters[node.mean].dtype))
+        parameters[node.var].set_data(mx.nd.array(spread, dtype=parameters[node.var].dtype))
     return count

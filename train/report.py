@@ -13,9 +13,12 @@ import math
 import os
 import sys
 import time
+from collections.abc import Iterator
+from typing import Any, Optional
 
 from tqdm import tqdm
 
+from checkpoint.manifest import Position
 from glore_common import GloReError, UsageError, write_text
 
 from .plots import plot_history
@@ -43,11 +46,11 @@ TIME_COLUMNS = ("train_seconds", "val_seconds", "samples_per_second", "input_wai
 class _ConsoleHandler(logging.Handler):
     """Writes to stderr, above a progress bar if there is one."""
 
-    def __init__(self, hide_step_lines):
+    def __init__(self, hide_step_lines: bool) -> None:
         super().__init__()
         self.hide_step_lines = hide_step_lines
 
-    def emit(self, record):
+    def emit(self, record: logging.LogRecord) -> None:
         if self.hide_step_lines and getattr(record, "step_line", False):
             return
         if getattr(record, "file_only", False):
@@ -59,7 +62,7 @@ class _ConsoleHandler(logging.Handler):
 
 
 @contextlib.contextmanager
-def log_to(path=None, level=logging.INFO):
+def log_to(path: Optional[str] = None, level: int = logging.INFO) -> Iterator[None]:
     """Send all Python logging to the console and, if given, to the end of a file.
 
     What ends the ``with`` block as an error is written to the file too: the message of a
@@ -67,9 +70,9 @@ def log_to(path=None, level=logging.INFO):
 
     Parameters
     ----------
-    path : str, optional
+    path
         Log file; its folder is made.
-    level : int
+    level
         Lowest level that is written.
 
     Raises
@@ -78,7 +81,7 @@ def log_to(path=None, level=logging.INFO):
         If the file cannot be opened.
     """
     root = logging.getLogger()
-    handlers = [_ConsoleHandler(hide_step_lines=sys.stderr.isatty())]
+    handlers: list[logging.Handler] = [_ConsoleHandler(hide_step_lines=sys.stderr.isatty())]
     if path:
         try:
             os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
@@ -106,21 +109,21 @@ def log_to(path=None, level=logging.INFO):
             handler.close()
 
 
-def default_log_file(task):
+def default_log_file(task: str) -> str:
     """Return where a task's log goes unless the user says otherwise."""
     return os.path.join(LOG_DIR, f"{task}.log")
 
 
-def _figure(value, digits=4):
+def _figure(value: Optional[float], digits: int = 4) -> str:
     return "-" if value is None else f"{value:.{digits}f}"
 
 
-def epoch_table(rows):
+def epoch_table(rows: list[dict]) -> list[str]:
     """Return rows of the history as an aligned text table.
 
     Parameters
     ----------
-    rows : list of dict
+    rows
         See :data:`COLUMNS`.
 
     Returns
@@ -146,7 +149,7 @@ def epoch_table(rows):
     return [title, "-" * len(title), *lines]
 
 
-def write_history(rows, path):
+def write_history(rows: list[dict], path: str) -> None:
     """Write the history as CSV, atomically: a resumed run neither loses nor doubles a row."""
     text = io.StringIO()
     writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
@@ -156,13 +159,13 @@ def write_history(rows, path):
     write_text(path, text.getvalue())
 
 
-def best_row(rows):
+def best_row(rows: list[dict]) -> Optional[dict]:
     """Return the row with the highest validation top-1, else the lowest loss; None without rows.
 
     The earliest of equal rows wins.
     """
 
-    def merit(row):
+    def merit(row: dict) -> tuple[float, float]:
         top1 = -1.0 if row["val_top1"] is None else row["val_top1"]
         loss = row["val_loss"] if row["val_loss"] is not None else row["train_loss"]
         return top1, -loss if loss is not None else -math.inf
@@ -175,27 +178,29 @@ class Reporter:
 
     Parameters
     ----------
-    task : str
+    task
         Name of the run.
-    log_dir : str
+    log_dir
         Folder of ``{task}_history.csv``, ``{task}_curves.png`` and ``{task}_tensorboard``.
-    tensorboard : bool
+    tensorboard
         Write TensorBoard events (extra ``tensorboard``).
-    files : bool
+    files
         False for workers other than the first, which only log.
     """
 
-    def __init__(self, task, log_dir=LOG_DIR, tensorboard=False, files=True):
+    def __init__(
+        self, task: str, log_dir: str = LOG_DIR, tensorboard: bool = False, files: bool = True
+    ) -> None:
         self.task = task
         self.files = files
         tensorboard = tensorboard and files
         self.history_path = os.path.join(log_dir, f"{task}_history.csv")
         self.curves_path = os.path.join(log_dir, f"{task}_curves.png")
         self.events_path = os.path.join(log_dir, f"{task}_tensorboard") if tensorboard else None
-        self._events = None
-        self._bar = None
+        self._events: Any = None
+        self._bar: Optional[tqdm] = None
 
-    def open(self, step):
+    def open(self, step: int) -> None:
         """Start reporting at ``step``; events of later steps of an earlier run are dropped."""
         if self.events_path is None:
             return
@@ -207,14 +212,14 @@ class Reporter:
             ) from None
         self._events = SummaryWriter(self.events_path, purge_step=step + 1)
 
-    def close(self):
+    def close(self) -> None:
         """Close the bar and the event file."""
         self.end_bar()
         if self._events is not None:
             self._events.close()
             self._events = None
 
-    def start_bar(self, label, total, done=0):
+    def start_bar(self, label: str, total: int, done: int = 0) -> None:
         """Show a progress bar over ``total`` batches where stderr is a terminal."""
         self.end_bar()
         if sys.stderr.isatty():
@@ -222,31 +227,33 @@ class Reporter:
                 total=total, initial=done, desc=label, unit="batch", dynamic_ncols=True, leave=False
             )
 
-    def advance(self, batches=1):
+    def advance(self, batches: int = 1) -> None:
         """Move the bar."""
         if self._bar is not None:
             self._bar.update(batches)
 
-    def end_bar(self):
+    def end_bar(self) -> None:
         """Remove the bar."""
         if self._bar is not None:
             self._bar.close()
             self._bar = None
 
-    def step_line(self, position, batches, lr, speed, means):
+    def step_line(
+        self, position: Position, batches: int, lr: float, speed: float, means: dict[str, float]
+    ) -> None:
         """Report the batches since the last step line.
 
         Parameters
         ----------
-        position : checkpoint.store.Position
+        position
             Where the run stands.
-        batches : int
+        batches
             Batches of this logged epoch.
-        lr : float
+        lr
             Learning rate of the last step.
-        speed : float
+        speed
             Samples per second.
-        means : dict
+        means
             ``loss`` and ``top{k}`` over these batches.
         """
         figures = " ".join(
@@ -269,7 +276,7 @@ class Reporter:
             for name, value in {**means, "lr": lr, "samples_per_second": speed}.items():
                 self._events.add_scalar(f"step/{name}", value, position.step)
 
-    def epoch_end(self, rows):
+    def epoch_end(self, rows: list[dict]) -> None:
         """Report the last of the history's rows and write the history."""
         self.end_bar()
         row = rows[-1]
@@ -282,23 +289,23 @@ class Reporter:
                 if row[name] is not None:
                     self._events.add_scalar(f"epoch/{name}", row[name], row["step"])
 
-    def finish(self, rows, checkpoint, started):
+    def finish(self, rows: list[dict], checkpoint: Optional[str], started: float) -> None:
         """Draw the curves and sum the run up.
 
         Parameters
         ----------
-        rows : list of dict
+        rows
             The history.
-        checkpoint : str or None
+        checkpoint
             Stem of the last checkpoint.
-        started : float
+        started
             ``time.perf_counter()`` when this process began to train.
         """
         self.end_bar()
         if rows and self.files:
             plot_history(rows, self.curves_path, self.task)
             write_history(rows, self.history_path)
-            best = best_row(rows)
+            best = best_row(rows) or rows[-1]
             for line in epoch_table(rows):
                 LOGGER.info("%s", line)
             LOGGER.info(

@@ -4,6 +4,9 @@ A view is a clip of a video or a crop of an image. The softmax scores of a sampl
 averaged, as the authors of GloRe (Chen et al., CVPR 2019) test at video level.
 """
 
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Callable, Optional, Union
+
 import numpy as np
 
 from glore_common import progress
@@ -12,20 +15,24 @@ from mxnet_compat import mx
 from .metric import ConfusionMatrix
 
 TOP = 5
+# A sample's label, mean scores (classes,) and number of views, by its index.
+Scores = dict[int, tuple[int, np.ndarray, int]]
 
 
-def predictor(block, contexts):
+def predictor(
+    block: mx.gluon.Block, contexts: list[mx.Context]
+) -> Callable[[mx.nd.NDArray], np.ndarray]:
     """Return a function from a batch (n, ...) to softmax scores (n, classes) as a NumPy array.
 
     Parameters
     ----------
-    block : gluon.Block
+    block
         Gives logits (n, classes).
-    contexts : list of mx.Context
+    contexts
         Each batch is split over these.
     """
 
-    def predict(data):
+    def predict(data: mx.nd.NDArray) -> np.ndarray:
         split = mx.gluon.utils.split_and_load
         parts = split(data, contexts[: data.shape[0]], even_split=False)
         outputs = [mx.nd.softmax(block(part).astype("float32")) for part in parts]
@@ -34,19 +41,24 @@ def predictor(block, contexts):
     return predict
 
 
-def average_scores(predict, batches, total=None, limit=None):
+def average_scores(
+    predict: Callable[[Any], np.ndarray],
+    batches: Iterable,
+    total: Optional[int] = None,
+    limit: Optional[int] = None,
+) -> Scores:
     """Return the mean scores of each sample over its views.
 
     Parameters
     ----------
-    predict : callable
+    predict
         Maps data (n, ...), an NDArray, to NumPy probabilities (n, classes); see :func:`predictor`.
-    batches : iterable
+    batches
         Yields (data, label, index); rows of one index are views of one sample, and samples come
         one after the other.
-    total : int, optional
+    total
         Number of batches, for the progress; asked of ``batches`` by default.
-    limit : int, optional
+    limit
         Stop once so many samples are complete; the first ones count.
 
     Returns
@@ -55,7 +67,7 @@ def average_scores(predict, batches, total=None, limit=None):
         Index of the sample to (label, mean scores (classes,) in float64, number of views), in
         ascending order.
     """
-    sums = {}
+    sums: dict[int, tuple[int, Any, int]] = {}
     for data, label, index in progress(batches, "Testing", total=total, unit="batches"):
         for row, own, sample in zip(predict(data), label.asnumpy(), index):
             _, added, views = sums.get(int(sample), (0, 0.0, 0))
@@ -67,7 +79,7 @@ def average_scores(predict, batches, total=None, limit=None):
     return {sample: (own, added / views, views) for sample, (own, added, views) in kept}
 
 
-def rank_of(scores, label):
+def rank_of(scores: np.ndarray, label: int) -> int:
     """Return how many classes come before ``label``; of equal scores the lower class does.
 
     As in :func:`train.metric.top_k_hits`, NaN pushes the class down, not up.
@@ -76,18 +88,18 @@ def rank_of(scores, label):
     return int((~(scores <= own)).sum() + (scores[:label] == own).sum())
 
 
-def summarize(scores, num_classes):
+def summarize(scores: Scores, num_classes: int) -> tuple[dict[str, Any], ConfusionMatrix]:
     """Return the figures and the confusion matrix of :func:`average_scores`' result.
 
     Parameters
     ----------
-    scores : dict
+    scores
         Not empty.
     num_classes : int
 
     Returns
     -------
-    figures : dict
+    figures
         ``count``, ``loss`` (mean cross entropy of the mean scores), ``top1``, ``top5`` and
         ``mean_class_accuracy``, the accuracies as shares.
     confusion : train.metric.ConfusionMatrix
@@ -109,16 +121,18 @@ def summarize(scores, num_classes):
     return figures, confusion
 
 
-def predictions(scores, name, names):
+def predictions(
+    scores: Scores, name: str, names: Union[Mapping[int, str], Sequence[str]]
+) -> list[dict[str, Any]]:
     """Return one JSON-ready row per sample.
 
     Parameters
     ----------
-    scores : dict
+    scores
         Of :func:`average_scores`.
-    name : str
+    name
         What a sample is: the key of its name in a row.
-    names : mapping or sequence
+    names
         Sample's index to its name.
 
     Returns
@@ -139,14 +153,16 @@ def predictions(scores, name, names):
     ]
 
 
-def class_rows(scores, confusion, class_names=None):
+def class_rows(
+    scores: Scores, confusion: ConfusionMatrix, class_names: Optional[Sequence[str]] = None
+) -> list[dict[str, Any]]:
     """Return what became of each class, the rows of a table.
 
     Parameters
     ----------
-    scores : dict
+    scores
         Of :func:`average_scores`.
-    confusion : train.metric.ConfusionMatrix
+    confusion
         Of the same scores.
     class_names : sequence of str, optional
 

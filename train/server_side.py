@@ -75,13 +75,14 @@ class ServerSchedule(mx.lr_scheduler.LRScheduler):
         Updates that make up a step.
     """
 
-    def __init__(self, schedule: Callable[[int], float], updates_per_step: int) -> None:
+    def __init__(self, schedule: Optional[Callable[[int], float]], updates_per_step: int) -> None:
         super().__init__()
         self.schedule = schedule
         self.updates_per_step = updates_per_step
 
     def __call__(self, num_update: int) -> float:
         """Return the rate of the step to which an update belongs."""
+        assert self.schedule is not None
         return self.schedule(-(-num_update // self.updates_per_step))
 
 
@@ -109,7 +110,7 @@ class RemoteOptimizer(mx.optimizer.Optimizer):
         schedule: Optional[Callable[[int], float]] = None,
     ) -> None:
         super().__init__()
-        self.inner = inner
+        self.inner: Any = inner
         self.additive = additive
         self.keys = Keys(servers)
         if inner is not None:

@@ -22,7 +22,7 @@ import json
 import logging
 import os
 from collections.abc import Sequence
-from typing import Any, Callable, Optional
+from typing import Any, Callable, Optional, Union
 
 import numpy as np
 
@@ -69,7 +69,7 @@ class Group:
         size: int = 1,
         heartbeat: Optional[Heartbeat] = None,
     ) -> None:
-        self.store = store
+        self.store: Any = store
         self.rank = rank
         self.size = size
         self.heartbeat = heartbeat or Heartbeat(None, rank)
@@ -148,7 +148,7 @@ class Group:
             self.store._barrier()
         return result
 
-    def sum(self, values: Sequence[float]) -> np.ndarray:
+    def sum(self, values: Union[Sequence[float], np.ndarray]) -> np.ndarray:
         """Return the sums of figures over all workers.
 
         Parameters
@@ -211,11 +211,11 @@ class Group:
         """Return worker 0's text (or None) on all workers."""
         if self.size == 1:
             return text
-        data = b"" if text is None or not self.is_main else text.encode()
-        length = int(self.broadcast([len(data) if text is not None else -1])[0])
+        own = b"" if text is None or not self.is_main else text.encode()
+        length = int(self.broadcast([len(own) if text is not None else -1])[0])
         if length < 0:
             return None
-        data = np.frombuffer(data, np.uint8) if self.is_main else np.zeros(length, np.uint8)
+        data = np.frombuffer(own, np.uint8) if self.is_main else np.zeros(length, np.uint8)
         return self.broadcast(data).astype(np.uint8).tobytes().decode()
 
     def decide(self, choose: Callable[[], Any], what: str) -> Any:
