@@ -14,21 +14,31 @@ there: figures of one small machine show the cost of communication, not what mor
 The model of several machines is arithmetic, not a measurement.
 """
 
-import argparse
+import dataclasses
 import json
 import os
 import subprocess
 import sys
 import tempfile
 import time
+from typing import Optional
 
 import numpy as np
 
 from glore_common import GloReError, UsageError, run_main, write_text
-from glore_options import comma_list, positive_float, positive_int
+from glore_options import (
+    JobOptions,
+    Options,
+    comma_list,
+    group,
+    option,
+    parse,
+    positive_float,
+    positive_int,
+)
 from mxnet_compat import mx, physical_cores
 from network.block import build_block
-from network.builder import get_symbol
+from network.builder import InputConf, get_symbol
 from network.summary import count, markdown
 from train import workers as distributed
 from train.optimizer import NesterovSGD
@@ -43,67 +53,85 @@ GIGABIT = 1e9 / 8
 BYTES = 4  # of a gradient in float32
 
 
-def get_parser():
-    """Return the argument parser."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("--network", default="TINY_GLORE")
-    parser.add_argument("--num-classes", type=positive_int, default=8)
-    parser.add_argument("--crop-size", type=positive_int, help="side of the input in pixels")
-    parser.add_argument("--batch-size", type=positive_int, default=4, help="of each device")
-    parser.add_argument("--steps", type=positive_int, default=10)
-    parser.add_argument(
-        "--counts", type=comma_list(int), default=(1, 2, 4), help="workers, and devices"
+@dataclasses.dataclass
+class ScalingOptions(Options):
+    """What is measured, and the machines of the model."""
+
+    title = "options"
+
+    network: str = option("TINY_GLORE", "which is trained")
+    num_classes: int = option(8, "of the network", kind=positive_int)
+    crop_size: Optional[int] = option(
+        None, "side of the input in pixels (default: the network's own)", kind=positive_int
     )
-    parser.add_argument(
-        "--bandwidth", type=positive_float, default=10.0, help="of the model: Gbit/s per machine"
+    batch_size: int = option(4, "of each device", kind=positive_int)
+    steps: int = option(10, "that are measured", kind=positive_int)
+    counts: tuple[int, ...] = option(
+        (1, 2, 4), "workers, and devices", kind=comma_list(positive_int), metavar="LIST"
     )
-    parser.add_argument("--machines", type=positive_int, default=8, help="of the model")
-    parser.add_argument("--devices", type=positive_int, default=8, help="of the model, of each")
-    parser.add_argument(
-        "--step-seconds",
-        type=positive_float,
-        help="of the model: a step's compute and update on one device, for --batch-size samples "
+    bandwidth: float = option(10.0, "of the model: Gbit/s per machine", kind=positive_float)
+    machines: int = option(8, "of the model", kind=positive_int)
+    devices: int = option(8, "of the model, of each machine", kind=positive_int)
+    step_seconds: Optional[float] = option(
+        None,
+        "of the model: a step's compute and update on one device, for --batch-size samples "
         "(default: as measured here with one)",
+        kind=positive_float,
     )
-    parser.add_argument("--output", default="exps/scaling", metavar="PREFIX")
-    # What one worker is called with, by this script.
-    parser.add_argument("--measure", nargs=2, metavar=("STORE", "DEVICES"), help=argparse.SUPPRESS)
-    return parser
+    output: str = option("exps/scaling", "beginning of the files' names", metavar="PREFIX")
+    measure: str = option(
+        "",
+        "measure as one worker with devices (what this program calls itself with)",
+        metavar="STORE,DEVICES",
+    )
+
+    def symbol(self) -> tuple[mx.sym.Symbol, InputConf]:
+        """Return the network and its input."""
+        overrides = {"crop_size": self.crop_size} if self.crop_size else {}
+        return get_symbol(self.network, self.num_classes, **overrides)
 
 
-def make_batch(generator, size, shape, num_classes):
+@dataclasses.dataclass
+class ScalingJobOptions(JobOptions):
+    """All options of the program."""
+
+    scaling: ScalingOptions = group(ScalingOptions)
+
+
+def make_batch(
+    generator: np.random.Generator, size: int, shape: tuple[int, ...], num_classes: int
+) -> tuple[mx.nd.NDArray, mx.nd.NDArray]:
     """Return a made-up batch."""
     data = generator.standard_normal((size, *shape), dtype=np.float32)
     return mx.nd.array(data), mx.nd.array(generator.integers(0, num_classes, size))
 
 
-def measure(args, store, devices):
+def measure(args: ScalingOptions, store: str, devices: int) -> tuple[bool, dict[str, float]]:
     """Measure in this worker; return samples/s over all workers and the seconds of the parts."""
-    overrides = {"crop_size": args.crop_size} if args.crop_size else {}
-    symbol, conf = get_symbol(args.network, args.num_classes, **overrides)
+    symbol, conf = args.symbol()
     contexts = [mx.cpu(index) for index in range(devices)]
     size = args.batch_size * devices
-    with distributed.join(store) as group:
+    options = TrainOptions()
+    options.devices.kv_store = store
+    schedule = ConstantScheduler(1e-4)
+    with distributed.join(store) as workers:
         block = build_block(symbol, conf, ctx=contexts)
-        options = TrainOptions()
-        options.devices.kv_store = store
-        schedule = ConstantScheduler(1e-4)
-        learner = Learner(block, NesterovSGD(), contexts, options, group=group, schedule=schedule)
-        generator = np.random.default_rng(group.rank)
-        total = size * group.size
+        learner = Learner(block, NesterovSGD(), contexts, options, group=workers, schedule=schedule)
+        generator = np.random.default_rng(workers.rank)
+        total = size * workers.size
 
-        def batch():
+        def batch() -> tuple[mx.nd.NDArray, mx.nd.NDArray]:
             return make_batch(generator, size, conf.data_shape, args.num_classes)
 
         learner.step([batch()], 1e-4, 0, total)
         mx.nd.waitall()
-        group.sum([1.0])
+        workers.sum([1.0])
         started = time.perf_counter()
         for step in range(args.steps):
-            samples, _ = group.agree(size, None)
+            samples, _ = workers.agree(size, None)
             learner.step([batch()], 1e-4, step, samples)
         mx.nd.waitall()
-        group.sum([1.0])
+        workers.sum([1.0])
         speed = total * args.steps / (time.perf_counter() - started)
 
         seconds = dict.fromkeys(PARTS, 0.0)
@@ -121,17 +149,17 @@ def measure(args, store, devices):
                     learner.trainer.update(total)
                 mx.nd.waitall()
                 seconds[part] += (time.perf_counter() - started) / args.steps
-        return group.is_main, {"samples_per_second": speed, **seconds}
+        return workers.is_main, {"samples_per_second": speed, **seconds}
 
 
-def run_one(args, argv, kind, number):
+def run_one(argv: list[str], kind: str, number: int) -> dict[str, float]:
     """Measure ``number`` workers or devices in processes of their own."""
     with tempfile.TemporaryDirectory() as folder:
         path = os.path.join(folder, "result")
         store = "dist_sync" if kind == "workers" else "device"
         devices = 1 if kind == "workers" else number
         words = [sys.executable, "-m", "benchmark.scaling", *argv, "--output", path]
-        words += ["--measure", store, str(devices)]
+        words += ["--measure", f"{store},{devices}"]
         if kind == "workers":
             launch = [sys.executable, os.path.join(ROOT, "launch.py"), "-n", str(number), "-s", "1"]
             words = [*launch, "--log-dir", folder, "--", *words]
@@ -142,7 +170,9 @@ def run_one(args, argv, kind, number):
             return json.load(stream)
 
 
-def model(params, step_seconds, batch, machines, devices, bandwidth):
+def model(
+    params: int, step_seconds: float, batch: int, machines: int, devices: int, bandwidth: float
+) -> dict[str, float]:
     """Predict the speed of several machines with one worker and one server each.
 
     Each machine's network card sends a worker's gradients to the other machines' servers, and its
@@ -151,15 +181,15 @@ def model(params, step_seconds, batch, machines, devices, bandwidth):
 
     Parameters
     ----------
-    params : int
+    params
         Number of parameters.
-    step_seconds : float
+    step_seconds
         Of one device, without communication.
-    batch : int
+    batch
         Samples of a device.
-    machines, devices : int
+    machines, devices
         How many machines, and devices in each.
-    bandwidth : float
+    bandwidth
         Gbit/s of a machine in either direction.
 
     Returns
@@ -179,22 +209,22 @@ def model(params, step_seconds, batch, machines, devices, bandwidth):
     }
 
 
-def main(argv=None):
+def main(argv: Optional[list[str]] = None) -> int:
     """Measure, print the table, write PREFIX.json, PREFIX.md and PREFIX.png."""
     argv = sys.argv[1:] if argv is None else list(argv)
-    args = get_parser().parse_args(argv)
+    args = parse(ScalingJobOptions(), argv, str(__doc__).split("\n\n")[0]).scaling
     if args.measure:
-        is_main, result = measure(args, args.measure[0], int(args.measure[1]))
+        store, devices = args.measure.split(",")
+        is_main, result = measure(args, store, int(devices))
         if is_main:
             write_text(f"{args.output}.json", json.dumps(result))
-        return
-    if min(args.counts) < 1 or args.counts[0] != 1:
+        return 0
+    if args.counts[:1] != (1,):
         raise UsageError("--counts begins with 1, what the others are compared with")
-    overrides = {"crop_size": args.crop_size} if args.crop_size else {}
-    symbol, conf = get_symbol(args.network, args.num_classes, **overrides)
+    symbol, conf = args.symbol()
     params = count(symbol, conf).params
     results = {
-        kind: {number: run_one(args, argv, kind, number) for number in args.counts}
+        kind: {number: run_one(argv, kind, number) for number in args.counts}
         for kind in ("workers", "devices")
     }
     rows = []
@@ -266,6 +296,7 @@ def main(argv=None):
         ],
         f"{args.output}.png",
     )
+    return 0
 
 
 if __name__ == "__main__":
