@@ -38,6 +38,7 @@ from glore_common import (
     UsageError,
     closest_first,
     file_lock,
+    module_command,
     progress,
     run_main,
     sha256_of,
@@ -537,7 +538,9 @@ def table(root: Optional[str] = None) -> str:
 
 def main(argv: Optional[list[str]] = None) -> int:
     """Run the command; see ``python -m checkpoint.released --help``."""
-    parser = argparse.ArgumentParser(prog="python -m checkpoint.released", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog=module_command("checkpoint.released"), description=__doc__
+    )
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     commands = parser.add_subparsers(dest="command", required=True)
     parts = {

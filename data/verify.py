@@ -15,7 +15,7 @@ import os
 import sys
 from typing import Any, Optional
 
-from glore_common import UsageError, progress, run_main, write_text
+from glore_common import UsageError, module_command, progress, run_main, write_text
 
 from .common.pool import Task, WorkerError, WorkerPool
 from .common.worker_main import BAD, DONE, REFUSED
@@ -155,7 +155,7 @@ def _check_places(video_list, *paths):
 def make_parser() -> argparse.ArgumentParser:
     """Return the parser of the command line."""
     parser = argparse.ArgumentParser(
-        prog="python -m data.verify",
+        prog=module_command("data.verify"),
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

@@ -34,7 +34,7 @@ from checkpoint.params import (
 from checkpoint.paths import find
 from checkpoint.torch_file import read_torch_file, read_with_torch
 from checkpoint.torch_names import to_mxnet_name
-from glore_common import run_main
+from glore_common import module_command, run_main
 from mxnet_compat import mx
 
 from .builder import get_symbol
@@ -343,7 +343,7 @@ def _shape(text: str) -> tuple[int, ...]:
 
 def main(argv: Optional[list[str]] = None) -> int:
     """Run the command; see ``python -m network.pretrained --help``."""
-    parser = argparse.ArgumentParser(prog="python -m network.pretrained", description=__doc__)
+    parser = argparse.ArgumentParser(prog=module_command("network.pretrained"), description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     commands = parser.add_subparsers(dest="command", required=True)
     make = commands.add_parser("convert", help="turn a PyTorch file into an MXNet checkpoint")

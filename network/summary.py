@@ -22,7 +22,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any, Optional
 
 from checkpoint.params import is_label
-from glore_common import GloReError, UsageError, atomic_path, run_main, write_text
+from glore_common import GloReError, UsageError, atomic_path, module_command, run_main, write_text
 from mxnet_compat import mx
 
 from .builder import InputConf, get_spec, get_symbol, list_networks
@@ -434,7 +434,7 @@ def parse_shape(text: str) -> tuple[int, ...]:
 def main(argv: Optional[Sequence[str]] = None) -> None:
     """Print tables of the networks named on the command line."""
     parser = argparse.ArgumentParser(
-        prog="python -m network.summary",
+        prog=module_command("network.summary"),
         description="Without NAME, or with several: a table of networks, one row each. With one "
         "NAME: its layers, stages, inserted blocks and memory. All in Markdown.",
     )

@@ -353,6 +353,8 @@ def test_installed_commands_say_their_own_names(site, tmp_path):
     done = run_installed(site, tmp_path, "-m", "glore.mxnet_compat")
     assert (done.returncode, "Training works" in done.stdout) == (0, True), done.stderr
     assert run_installed(site, tmp_path, glore).returncode == 2
+    done = run_installed(site, tmp_path, "-m", "glore.data.verify", "--help")
+    assert done.stdout.startswith("usage: python -m glore.data.verify"), done.stderr
     code = (
         "from glore.glore_common import command, module_command\n"
         "print(command('train_kinetics'), '|', module_command('data.verify'))"

@@ -13,12 +13,12 @@ from typing import IO
 
 import numpy as np
 
-from glore_common import GloReError, progress
+from glore_common import GloReError, module_command, progress
 
 MAGIC = struct.pack("<I", 0xCED7230A)
 WHOLE, FIRST, LAST = 0, 1, 3
 HEADER = struct.Struct("<IfQQ")
-REMEDY = "Copy it again, or make it again with: python -m dataset.im2rec"
+REMEDY = f"Copy it again, or make it again with: {module_command('dataset.im2rec')}"
 
 
 class RecordError(GloReError):

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple, Optional, Protocol
 
 import numpy as np
 
-from glore_common import UsageError
+from glore_common import UsageError, module_command
 
 from ..common.samples import Dataset, Sample
 from .list import FrameCounts, VideoList
@@ -96,7 +96,8 @@ class VideoDataset(Dataset):
     @property
     def advice(self) -> str:
         """How to find the bad videos."""
-        command = f"python -m data.verify {self.video_list.path} --root {self.video_list.root}"
+        check = module_command("data.verify")
+        command = f"{check} {self.video_list.path} --root {self.video_list.root}"
         return f"See what is wrong with: {command}"
 
     def shape_of(self, index: int) -> tuple[int, ...]:
