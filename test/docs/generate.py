@@ -208,7 +208,7 @@ def signature(source: str, node: ast.FunctionDef, name: str, method: bool = Fals
     words += [one(*pair) for pair in zip(parts.kwonlyargs, parts.kw_defaults)]
     if parts.kwarg:
         words.append(f"**{one(parts.kwarg, None)}")
-    ending = f" -> {said(node.returns)}" if node.returns else ""
+    ending = f" -> {said(node.returns)}" if node.returns and node.name != "__init__" else ""
     line = f"{name}({', '.join(words)}){ending}"
     if len(line) <= 96:
         return line
