@@ -70,6 +70,9 @@ COMMANDS = {
     "evaluate.py": ("jobs.options", "EvaluateOptions"),
     "compare_released.py": ("jobs.options", "CompareOptions"),
     "launch.py": ("jobs.launch", "LaunchJobOptions"),
+    "dataset.prepare_videos": ("dataset.prepare_videos", "PrepareOptions"),
+    "dataset.demo": ("dataset.demo", "DemoJobOptions"),
+    "dataset.demo_images": ("dataset.demo_images", "DemoImagesJobOptions"),
 }
 SECTIONS = ("Parameters", "Returns", "Yields", "Raises", "Attributes", "Notes", "Examples")
 INNER = re.compile(r"[\w*]+(, [\w*]+)* : ")
