@@ -154,9 +154,9 @@ def path_of(module: str) -> Path:
     return path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
 
 
-def is_public(node: ast.AST) -> bool:
-    """Tell whether a statement defines a function or class that is for others."""
-    return isinstance(node, (ast.FunctionDef, ast.ClassDef)) and not node.name.startswith("_")
+def is_public(node: Definition) -> bool:
+    """Tell whether a function or class is for others."""
+    return not node.name.startswith("_")
 
 
 def exported(package: str, tree: ast.Module) -> Iterator[tuple[str, Definition, str]]:
@@ -177,7 +177,7 @@ def definitions(module: str) -> Iterator[tuple[str, Definition, str]]:
     if path_of(module).name == "__init__.py":
         yield from exported(module, tree)
     for node in tree.body:
-        if is_public(node):
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and is_public(node):
             yield source, node, node.name
 
 
