@@ -70,6 +70,9 @@ COMMANDS = {
     "evaluate.py": ("jobs.options", "EvaluateOptions"),
     "compare_released.py": ("jobs.options", "CompareOptions"),
     "launch.py": ("jobs.launch", "LaunchJobOptions"),
+    "dataset.prepare_videos": ("dataset.prepare_videos", "PrepareOptions"),
+    "dataset.demo": ("dataset.demo", "DemoJobOptions"),
+    "dataset.demo_images": ("dataset.demo_images", "DemoImagesJobOptions"),
 }
 SECTIONS = ("Parameters", "Returns", "Yields", "Raises", "Attributes", "Notes", "Examples")
 INNER = re.compile(r"[\w*]+(, [\w*]+)* : ")
@@ -151,9 +154,9 @@ def path_of(module: str) -> Path:
     return path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
 
 
-def is_public(node: ast.AST) -> bool:
-    """Tell whether a statement defines a function or class that is for others."""
-    return isinstance(node, (ast.FunctionDef, ast.ClassDef)) and not node.name.startswith("_")
+def is_public(node: Definition) -> bool:
+    """Tell whether a function or class is for others."""
+    return not node.name.startswith("_")
 
 
 def exported(package: str, tree: ast.Module) -> Iterator[tuple[str, Definition, str]]:
@@ -174,7 +177,7 @@ def definitions(module: str) -> Iterator[tuple[str, Definition, str]]:
     if path_of(module).name == "__init__.py":
         yield from exported(module, tree)
     for node in tree.body:
-        if is_public(node):
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and is_public(node):
             yield source, node, node.name
 
 
@@ -208,7 +211,7 @@ def signature(source: str, node: ast.FunctionDef, name: str, method: bool = Fals
     words += [one(*pair) for pair in zip(parts.kwonlyargs, parts.kw_defaults)]
     if parts.kwarg:
         words.append(f"**{one(parts.kwarg, None)}")
-    ending = f" -> {said(node.returns)}" if node.returns else ""
+    ending = f" -> {said(node.returns)}" if node.returns and node.name != "__init__" else ""
     line = f"{name}({', '.join(words)}){ending}"
     if len(line) <= 96:
         return line
