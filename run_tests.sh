@@ -14,4 +14,5 @@ done
 
 "$PYTHON" -m ruff check .
 "$PYTHON" -m ruff format --check .
+"$PYTHON" -m mypy
 exec "$PYTHON" -m pytest ${arguments[@]+"${arguments[@]}"}

@@ -122,7 +122,8 @@ def find(text: str, epoch: Optional[int] = None) -> Files:
     ----------
     text
         A prefix (``exps/models/TASK_ep``), the graph's path, a checkpoint's stem
-        (``exps/models/TASK_ep-0003``), or one of its files.
+        (``exps/models/TASK_ep-0003``), or one of its files. A task that has not completed a logged
+        epoch yet is represented by its newest checkpoint within one.
     epoch
         Of a prefix; the newest by default.
 
@@ -142,6 +143,10 @@ def find(text: str, epoch: Optional[int] = None) -> Files:
             raise UsageError(f"{text} is one checkpoint: it has no epoch {epoch}")
         return Files(one)
     if epoch is None and not known:
+        folder, name = os.path.split(prefix)
+        steps = task_stems(folder or ".", re.sub(r"_ep$", "", name))
+        if steps:
+            return Files(steps[-1])
         raise CheckpointError(
             f"there is neither a file {prefix} nor a checkpoint {prefix}-NNNN.params"
         )

@@ -24,7 +24,7 @@ FOLDER = "CUB_200_2011"
 MEAN, STD = (0.4707, 0.4601, 0.4549), (0.2767, 0.2760, 0.2850)
 
 
-Rows = Sequence[tuple[str, int]]
+Rows = Sequence[tuple[Any, Any]]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -181,7 +181,7 @@ def render_clip(motion: str, seed: Sequence[int]) -> np.ndarray:
 
 def _write_clip(path: str, frames: np.ndarray) -> None:
     writer = cv2.VideoWriter(
-        path, cv2.VideoWriter_fourcc(*"XVID"), FRAME_RATE, (frames.shape[2], frames.shape[1])
+        path, cv2.VideoWriter.fourcc(*"XVID"), FRAME_RATE, (frames.shape[2], frames.shape[1])
     )
     if not writer.isOpened():
         raise GloReError(

@@ -75,7 +75,7 @@ def _background(rng: np.random.Generator) -> np.ndarray:
     """Return nearly grey noise, float32 (SIZE, SIZE, 3), with blotches of random size."""
     noise = rng.standard_normal((SIZE, SIZE, 3)).astype(np.float32)
     smooth = cv2.GaussianBlur(noise, (0, 0), rng.uniform(1.0, 4.0))
-    smooth /= smooth.std()
+    smooth = smooth / smooth.std()
     mixing = 0.6 * np.ones((3, 3)) + 0.15 * rng.standard_normal((3, 3))
     grey = rng.uniform(70, 185) + rng.uniform(-12, 12, 3)
     return grey + rng.uniform(10, 25) * smooth @ mixing.astype(np.float32)

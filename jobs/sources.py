@@ -2,6 +2,7 @@
 
 import logging
 import os
+from collections.abc import Sequence
 from typing import NamedTuple, Optional
 
 from data.image.source import (
@@ -102,7 +103,7 @@ def _cub200(options: ImageSourceOptions) -> ImageParts:
         options.split_seed,
     )
 
-    def part(name: str, rows: tuple) -> Optional[ImageSource]:
+    def part(name: str, rows: Sequence) -> Optional[ImageSource]:
         if not rows:
             return None
         return image_source_of_rows(rows, splits.root, splits.class_names, origin=f"CUB-200 {name}")

@@ -1,8 +1,8 @@
 """What a worker of a job is doing, in a small file that the job's launcher watches.
 
 The launcher names the folder in the environment variable ``HEARTBEAT_FOLDER`` of ``glore_common``;
-``cluster.watch.read_heartbeat`` reads the file. It holds JSON: ``step``; ``doing``, in a word; ``ticks``, a
-number that grows as long as the worker goes on. Nothing here imports MXNet.
+``cluster.watch.read_heartbeat`` reads the file. It holds JSON: ``step``; ``doing``, in a word;
+``ticks``, a number that grows as long as the worker goes on. Nothing here imports MXNet.
 """
 
 import contextlib
