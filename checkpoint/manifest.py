@@ -125,13 +125,14 @@ def _from_format_1(content: dict) -> dict:
         for name, value in settings.items()
         if name not in data and name not in model
     }
-    kept = {name: content[name] for name in ("format", "position", "update_counts", "files")}
-    versions = {"mxnet": content.get("mxnet")}
-    optimizer = content.get("optimizer", "")
     return {
-        **kept, "model": model, "options": options, "data": data, "versions": versions,
-        "optimizer": optimizer,
-    }  # fmt: skip
+        **{name: content[name] for name in ("format", "position", "update_counts", "files")},
+        "model": model,
+        "options": options,
+        "data": data,
+        "versions": {"mxnet": content.get("mxnet")},
+        "optimizer": content.get("optimizer", ""),
+    }
 
 
 def read_manifest(path: str) -> Manifest:

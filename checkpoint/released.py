@@ -361,9 +361,7 @@ def _unpack(
             raise CheckpointError(f"{path} holds {name!r} twice; nothing was extracted")
         seen.add(name.casefold())
         os.makedirs(os.path.dirname(target), exist_ok=True)
-        source = archive.extractfile(member)
-        assert source is not None  # a plain file
-        with source, open(target, "xb") as stream:
+        with archive.extractfile(member) as source, open(target, "xb") as stream:
             shutil.copyfileobj(source, stream, CHUNK)
         if os.path.getsize(target) != member.size:
             raise CheckpointError(f"{path} is truncated within {name!r}; nothing was extracted")

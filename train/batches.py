@@ -61,12 +61,10 @@ class BatchStream:
 
     def read(self) -> tuple[Any, Any]:
         """Return the next (data, label), of the next pass where one ends."""
-        assert self._position is not None
         pass_index, batch = self._position
         if batch == self.batches:
             pass_index, batch = pass_index + 1, 0
             self.seek(pass_index, batch)
-        assert self._iterator is not None
         try:
             data, label = next(self._iterator)
         except StopIteration:

@@ -101,7 +101,7 @@ class Session:
         self.schedule = schedule
         self.options = options
         self.run = options.run
-        self.div = options.run.epoch_div_factor or 1
+        self.div = options.run.epoch_div_factor
         self.reporter = reporter
         self.checkpoints = checkpoints
         self.stop = stop
@@ -122,7 +122,7 @@ class Session:
 
     def done(self) -> bool:
         """Return whether the run has come to its end."""
-        return self.position.epoch >= (self.run.end_epoch or 0) or self.enough()
+        return self.position.epoch >= self.run.end_epoch or self.enough()
 
     def totals(self) -> dict[str, float]:
         """Return the metric sums of the logged epoch over all workers."""
@@ -468,8 +468,9 @@ def train_and_evaluate(
             f"{options.devices.kv_store} needs a group of workers: see train.workers.join"
         )
     reporter = reporter or Reporter(kept.task_name, files=group.is_main)
-    div = options.run.epoch_div_factor or 1
-    train_stream, val_stream = open_streams(train_data, val_data, div, group)
+    train_stream, val_stream = open_streams(
+        train_data, val_data, options.run.epoch_div_factor, group
+    )
     contexts = contexts_of_block(block)
     learner = Learner(block, optimizer, contexts, options, batch_hook, group, schedule)
     checkpoints = Checkpoints(learner, options, model, train_stream.batches)

@@ -237,10 +237,6 @@ def schedule_for(
         How many there are.
     """
     plan, run = options.schedule, options.run
-    assert plan.lr_base is not None
-    assert plan.lr_schedule is not None
-    assert run.end_epoch is not None
-    assert run.epoch_div_factor is not None
     div = run.epoch_div_factor
 
     def steps(logged_epochs: int) -> int:

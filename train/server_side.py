@@ -82,7 +82,6 @@ class ServerSchedule(mx.lr_scheduler.LRScheduler):
 
     def __call__(self, num_update: int) -> float:
         """Return the rate of the step to which an update belongs."""
-        assert self.schedule is not None
         return self.schedule(-(-num_update // self.updates_per_step))
 
 

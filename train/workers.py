@@ -190,7 +190,6 @@ class Group:
         return np.array(totals)
 
     def _sum_of_bits(self, bits: np.ndarray) -> np.ndarray:
-        assert self._unit is not None
         sums = self.exchange(bits.reshape(-1) * np.float32(self._unit), "float32")
         return np.rint(sums / np.float32(self._unit)).astype(np.int64)
 
