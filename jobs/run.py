@@ -94,6 +94,11 @@ class Run:
         """
         network, devices = self.options.network, self.options.devices
         seed = self.options.run.random_seed
+        if devices.dtype == "float16" and any(c.device_type == "cpu" for c in self.contexts):
+            raise UsageError(
+                "--dtype float16 is for GPUs: MXNet cannot multiply float16 matrices on a CPU. "
+                "Leave it out, or name GPUs with --gpus."
+            )
         counted = count(symbol, input_conf)
         LOGGER.info(
             "Network    %s: %s parameters, %.2f G multiply-adds for an input of %s",

@@ -307,6 +307,7 @@ def test_val_has_the_classes_of_train(images, tmp_path):
         (("--benchmark", "--network", "RESNET50_GLORE"), UsageError, "reads clips"),
         (("--benchmark", "--network", "resnet5o"), UsageError, "Did you mean resnet50"),
         (("--benchmark", "--resize", "40"), UsageError, "smaller than the input, 64"),
+        (("--benchmark", "--dtype", "float16"), UsageError, "float16 is for GPUs"),
         (("--benchmark", "--pretrained", "no/such"), Exception, "no/such"),
         (("--benchmark", "--pretrained"), UsageError, "no weights for tiny-2d"),
         (("--benchmark", "--model-prefix", "folder/"), UsageError, "ends in no name"),
