@@ -138,10 +138,6 @@ class Task(NamedTuple):
         Program and arguments.
     env
         Environment variables to set besides those here.
-    folder
-        Where to run it.
-    silence
-        Seconds without a word from the launcher after which it is taken for dead; None: never.
     root_port
         For the scheduler: port to use, 0 for any that is free. Others: None.
     workers_here
@@ -150,16 +146,20 @@ class Task(NamedTuple):
         Which of them this is, if they share its GPUs as well; None: it sees those that there are.
     marker
         A file of the launcher; whether it is seen here, ``sees`` says.
+    folder
+        Where to run it.
+    silence
+        Seconds without a word from the launcher after which it is taken for dead; None: never.
     """
 
     command: list[str]
     env: dict[str, str]
-    folder: str
-    silence: Optional[float] = None
     root_port: Optional[int] = None
     workers_here: int = 1
     gpu_share: Optional[int] = None
     marker: Optional[str] = None
+    folder: str = "."
+    silence: Optional[float] = None
 
     def environment(self) -> dict[str, str]:
         """Return the process's environment; raises OSError if there is no port or address."""

@@ -53,31 +53,16 @@ class Role:
         ``scheduler``, ``server``, ``worker`` or ``starter``.
     index
         Among those of its kind.
-    command
-        What to run.
-    env
-        Environment variables of its own.
+    task
+        What to run; :class:`Job` says in which folder.
     host
         ssh's name of its machine; None for this one.
-    root_port
-        For the scheduler: the port to use, 0 for any.
-    workers_here
-        Workers of its machine.
-    gpu_share
-        Which of their shares of the machine's GPUs it takes; None: it sees all of them.
-    marker
-        A file on this machine; whether its machine sees it, too, becomes known.
     """
 
     kind: str
     index: int
-    command: list[str]
-    env: dict[str, str]
+    task: agent.Task
     host: Optional[str] = None
-    root_port: Optional[int] = None
-    workers_here: int = 1
-    gpu_share: Optional[int] = None
-    marker: Optional[str] = None
 
     @property
     def name(self) -> str:
@@ -399,15 +384,10 @@ class Job:
             os.set_blocking(stream.fileno(), False)
             self._selector.register(stream, selectors.EVENT_READ, (child, take))
         child.begin(
-            agent.Task(
-                command=role.command,
-                env={**role.env, **extra},
+            role.task._replace(
+                env={**role.task.env, **extra},
                 folder=self.folder,
                 silence=SILENCE if role.host else None,
-                root_port=role.root_port,
-                workers_here=role.workers_here,
-                gpu_share=role.gpu_share,
-                marker=role.marker,
             )
         )
         return child

@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from typing import Callable, Optional
 
 from cluster import hosts, job, rendezvous
-from cluster.agent import free_port, own_address
+from cluster.agent import Task, free_port, own_address
 from cluster.hosts import Member
 from cluster.watch import Watch, heartbeat_folder, read_heartbeat
 from glore_common import HEARTBEAT_FOLDER, UsageError, run_main
@@ -230,7 +230,7 @@ def roles_of(
         serving = [python, "-m", f"{__package__}.parameter_server"]
         port = options.port if kind == job.SCHEDULER else None
         own = {"PYTHONPATH": path, "DMLC_ROLE": kind}
-        result.append(job.Role(kind, index, serving, {**env, **own}, host, port, workers_here=0))
+        result.append(job.Role(kind, index, Task(serving, {**env, **own}, port), host))
     # A choice of GPUs in the command refers to all of them, and Slurm has shared them out.
     shared = options.launcher != "slurm" and not any(w.split("=")[0] in GPUS for w in command)
     for index, host in enumerate(workers):
@@ -238,17 +238,8 @@ def roles_of(
         own.update(DMLC_TASK_ID=str(index), DMLC_WORKER_COUNT=str(len(workers)))
         here = workers.count(host)
         share = workers[:index].count(host) if shared and here > 1 else None
-        result.append(
-            job.Role(
-                job.WORKER,
-                index,
-                command,
-                {**env, **own},
-                host,
-                workers_here=here,
-                gpu_share=share,
-            )
-        )
+        task = Task(command, {**env, **own}, None, here, share)
+        result.append(job.Role(job.WORKER, index, task, host))
     return result
 
 
@@ -298,7 +289,7 @@ def run_attempt(
         env.update({JOB: options.job, RUN: secrets.token_hex(8)})
         starter = starter_command(options, own, command, env)
         # The members watch.
-        return run_roles(options, [job.Role(job.STARTER, 0, starter, env)], stop, None)
+        return run_roles(options, [job.Role(job.STARTER, 0, Task(starter, env))], stop, None)
     if options.launcher == "ssh":
         places, root = ssh_places(options)
         command = elsewhere(options, command)
@@ -310,7 +301,7 @@ def run_attempt(
     env[HEARTBEAT_FOLDER] = folder
     with heartbeat_folder(folder, options.num_workers) as marker:
         roles = [
-            dataclasses.replace(role, marker=marker)
+            dataclasses.replace(role, task=role.task._replace(marker=marker))
             for role in roles_of(options, command, env, root, places)
         ]
         return run_roles(options, roles, stop, get_watch(options))
@@ -416,7 +407,10 @@ def run_member(options: LaunchOptions, command: list[str], member: Member, stop:
             if role.index % member.size == member.rank
         ]
         if member.machines != 1:
-            roles = [dataclasses.replace(role, workers_here=1, gpu_share=None) for role in roles]
+            roles = [
+                dataclasses.replace(role, task=role.task._replace(workers_here=1, gpu_share=None))
+                for role in roles
+            ]
         failure = run_roles(options, roles, stop, watch)
     if failure is None:
         return 0

@@ -267,9 +267,9 @@ def test_roles(monkeypatch):
     options = launch.LaunchOptions(job="j", remote_python="/far/python")
     places = ["a", "a", "b"], ["a", "b"]
     scheduler, *rest = launch.roles_of(options, ["run"], {"X": "1"}, "10.0.0.1", places)
-    assert (scheduler.kind, scheduler.host, scheduler.root_port) == ("scheduler", "a", 0)
-    assert scheduler.command == ["/far/python", "-m", "jobs.parameter_server"]
-    assert scheduler.env["PYTHONPATH"] == f"{ROOT}{os.pathsep}/theirs"
+    assert (scheduler.kind, scheduler.host, scheduler.task.root_port) == ("scheduler", "a", 0)
+    assert scheduler.task.command == ["/far/python", "-m", "jobs.parameter_server"]
+    assert scheduler.task.env["PYTHONPATH"] == f"{ROOT}{os.pathsep}/theirs"
     assert [(r.name, r.host) for r in rest] == [
         ("server 0", "a"),
         ("server 1", "b"),
@@ -288,11 +288,15 @@ def test_roles(monkeypatch):
         "DMLC_NUM_SERVER": "2",
         "DMLC_PS_ROOT_URI": "10.0.0.1",
     }
-    assert worker.env == expected
-    assert (worker.command, worker.root_port, worker.workers_here) == (["run"], None, 1)
-    assert rest[2].workers_here == 2
+    assert worker.task.env == expected
+    assert (worker.task.command, worker.task.root_port, worker.task.workers_here) == (
+        ["run"],
+        None,
+        1,
+    )
+    assert rest[2].task.workers_here == 2
     local = launch.roles_of(options, ["run"], {}, hosts.LOOPBACK, ([None], [None]))
-    assert {role.env["DMLC_NODE_HOST"] for role in local} == {"127.0.0.1"}
+    assert {role.task.env["DMLC_NODE_HOST"] for role in local} == {"127.0.0.1"}
 
 
 def test_an_installed_launcher_starts_modules_of_its_package(monkeypatch, stand_ins):
@@ -301,8 +305,8 @@ def test_an_installed_launcher_starts_modules_of_its_package(monkeypatch, stand_
     monkeypatch.setattr(launch, "__package__", "glore.jobs")
     options = launch.LaunchOptions(launcher="slurm", num_workers=2, job="j", log_dir="/l")
     server = launch.roles_of(options, ["run"], {}, hosts.LOOPBACK, ([None], [None]))[0]
-    assert server.command[1:] == ["-m", "glore.jobs.parameter_server"]
-    assert server.env["PYTHONPATH"] == "/theirs"
+    assert server.task.command[1:] == ["-m", "glore.jobs.parameter_server"]
+    assert server.task.env["PYTHONPATH"] == "/theirs"
     words = launch.starter_command(options, ["-n", "2"], ["glore", "train-kinetics"], {})
     own = words[words.index("-m") :]
     assert own[:4] == ["-m", "glore.jobs.launch", "-n", "2"]
