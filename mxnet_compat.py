@@ -50,7 +50,7 @@ class EnvironmentProblem(GloReError):
     """The Python environment cannot run MXNet 1.9.1; the message says what to install."""
 
 
-def physical_cores():
+def physical_cores() -> int:
     """Return how many physical cores this process may use (at least 1).
 
     Hyper-threads of one core are counted once (Linux; elsewhere the logical count is returned).

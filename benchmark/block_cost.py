@@ -14,17 +14,22 @@ import argparse
 import statistics
 import sys
 import time
+from collections.abc import Sequence
+from typing import Optional
 
 from glore_common import progress, run_main
 from glore_options import positive_int
 from mxnet_compat import mx
 from network.block import build_block
+from network.builder import InputConf
 from network.summary import build_variant, count, markdown, parse_shape, with_shape
 
 BLOCKS = ("gc", "gc@4:5/after", "se", "snl", "nl", "nl@4:1,3,5", "glore@0-3", "glore@2-3")
 
+Variants = Sequence[tuple[mx.sym.Symbol, InputConf]]
 
-def time_pass(block, data, training):
+
+def time_pass(block: mx.gluon.Block, data: mx.nd.NDArray, training: bool) -> float:
     """Return the seconds of one pass over a batch: forward, with ``training`` also backward."""
     mx.nd.waitall()
     started = time.perf_counter()
@@ -38,21 +43,22 @@ def time_pass(block, data, training):
     return time.perf_counter() - started
 
 
-def measure(variants, data, training, rounds):
+def measure(
+    variants: Variants, data: mx.nd.NDArray, training: bool, rounds: int
+) -> list[list[float]]:
     """Return the seconds of every variant in every round.
 
     Parameters
     ----------
-    variants : sequence of (Symbol, InputConf)
-    data : mx.nd.NDArray
+    variants, rounds
+    data
         (n, *data_shape).
-    training : bool
+    training
         Forward and backward pass, or the forward pass of evaluation.
-    rounds : int
 
     Returns
     -------
-    list of list of float
+    list
         Per round, per variant.
     """
     blocks = [
@@ -67,22 +73,24 @@ def measure(variants, data, training, rounds):
     ]
 
 
-def ratios(times):
+def ratios(times: list[list[float]]) -> list[float]:
     """Return per variant the median over the rounds of its time divided by the first one's."""
     return [
         statistics.median(row[index] / row[0] for row in times) for index in range(len(times[0]))
     ]
 
 
-def cost_table(names, variants, measured):
+def cost_table(
+    names: Sequence[str], variants: Variants, measured: dict[str, list[list[float]]]
+) -> str:
     """Return the Markdown table.
 
     Parameters
     ----------
-    names : sequence of str
-    variants : sequence of (Symbol, InputConf)
+    names
+    variants
         The first is what the others are compared with.
-    measured : dict of str to list of list of float
+    measured
         Column title to times, see :func:`measure`.
     """
     counts = [count(symbol, conf) for symbol, conf in variants]
@@ -108,7 +116,7 @@ def cost_table(names, variants, measured):
     return markdown(header, rows)
 
 
-def main(argv=None):
+def main(argv: Optional[list[str]] = None) -> None:
     """Measure and print the table."""
     parser = argparse.ArgumentParser(prog="python -m benchmark.block_cost", description=__doc__)
     parser.add_argument("network", help="a network of the table")

@@ -19,7 +19,7 @@ import math
 import os
 import sys
 import time
-from typing import NamedTuple
+from typing import Any, NamedTuple, Optional
 
 import numpy as np
 from PIL import Image
@@ -105,7 +105,7 @@ class Case(NamedTuple):
     steps: int
 
     @property
-    def name(self):
+    def name(self) -> str:
         """Name of its file."""
         place = self.place or "nowhere"
         return (
@@ -114,7 +114,7 @@ class Case(NamedTuple):
         )
 
 
-def cases(args):
+def cases(args: argparse.Namespace) -> list[Case]:
     """Return all cases that the options ask for, those of one seed together."""
     found = []
     for seed in args.seeds:
@@ -138,7 +138,7 @@ def cases(args):
     return found
 
 
-def overrides_of(case):
+def overrides_of(case: Case) -> dict[str, Any]:
     """Return the overrides of ``get_symbol`` of a case.
 
     All units have as many states as channels, as the reproduction's, so that what is compared
@@ -157,7 +157,7 @@ def overrides_of(case):
     }
 
 
-def even(batch):
+def even(batch: tuple) -> tuple:
     """Return a batch (data, label) with every image brought to one contrast.
 
     Its distance from grey, (n, 3, h, w) on the scale of the network's input, gets the root mean
@@ -174,7 +174,7 @@ def even(batch):
 class Images:
     """The made-up images of one seed, augmented, in memory: what every run of it reads."""
 
-    def __init__(self, seed, crop_size, steps, contrast):
+    def __init__(self, seed: int, crop_size: int, steps: int, contrast: str) -> None:
         config = prepare_demo_images()
         options = ImageOptions(
             batch_size=BATCH_SIZE,
@@ -183,11 +183,11 @@ class Images:
             augmentation="crop",
             rotation=ROTATION,
         )
-        pixels = {"mean": MEAN, "std": STD}
+        pixels: dict[str, Any] = {"mean": MEAN, "std": STD}
         source = read_image_folder(config.train_root)
         self.num_classes = source.num_classes
         with get_image_train_loader(source, options, seed=seed, **pixels) as loader:
-            self.train = []
+            self.train: list[tuple] = []
             while len(self.train) < steps:
                 loader.set_position(len(self.train) // len(loader), 0)
                 self.train += list(loader)[: steps - len(self.train)]
@@ -200,7 +200,7 @@ class Images:
             )
 
 
-def start_params(case, images, folder):
+def start_params(case: Case, images: Images, folder: str) -> dict[str, np.ndarray]:
     """Return parameters of the network without a unit, trained for a while; kept in a file."""
     name = f"start_{case.network}_{case.crop_size}px_{case.contrast}_seed{case.seed}.params"
     path = os.path.join(folder, name)
@@ -212,7 +212,7 @@ def start_params(case, images, folder):
     return {name: value.asnumpy() for name, value in mx.nd.load(path).items()}
 
 
-def fresh_params(case, symbol, trained):
+def fresh_params(case: Case, symbol: mx.sym.Symbol, trained: Optional[dict]) -> tuple:
     """Return the initial parameters of a case: those of ``trained`` where it has them.
 
     The classifier always starts afresh.
@@ -229,7 +229,9 @@ def fresh_params(case, symbol, trained):
     return parts
 
 
-def train(case, images, trained, steps):
+def train(
+    case: Case, images: Images, trained: Optional[dict], steps: int
+) -> tuple[dict[str, Any], mx.gluon.Block]:
     """Train one case; return (result as JSON takes it, block)."""
     symbol, input_conf = get_symbol(
         case.network, images.num_classes, crop_size=case.crop_size, **overrides_of(case)
@@ -260,7 +262,7 @@ def train(case, images, trained, steps):
     return result, block
 
 
-def run(args):
+def run(args: argparse.Namespace) -> None:
     """Train all cases that have no file yet."""
     os.makedirs(args.results, exist_ok=True)
     wanted = cases(args)
@@ -289,12 +291,12 @@ def run(args):
         )
 
 
-def path_of(args, case):
+def path_of(args: argparse.Namespace, case: Case) -> str:
     """Return the file of a run."""
     return os.path.join(args.results, f"{case.name}.json")
 
 
-def summary_of(result):
+def summary_of(result: dict[str, Any]) -> dict[str, Any]:
     """Return one row of the table of runs.
 
     ``loss_1`` to ``loss_3`` are the mean training losses of the thirds of a run, an epoch of the
@@ -316,7 +318,7 @@ def summary_of(result):
     }
 
 
-def read_results(folder):
+def read_results(folder: str) -> list[dict[str, Any]]:
     """Return the results of all runs, in the order of places, variants, rates and seeds."""
     try:
         names = sorted(name for name in os.listdir(folder) if name.endswith(".json"))
@@ -344,19 +346,19 @@ def read_results(folder):
     )
 
 
-def kind_of(row):
+def kind_of(row: dict[str, Any]) -> tuple:
     """Return what the runs of one figure have in common: network, pixels, start and contrast."""
     return (row["network"], f"{row['crop_size']}px", row["start"], row["contrast"])
 
 
-def markdown(rows):
+def markdown(rows: list[dict[str, Any]]) -> list[str]:
     """Return the lines of a table: one row per kind of runs, place and variant.
 
     A cell has, at one learning rate, the means over the seeds of the training losses of the thirds
     of the runs, the worst validation loss and the mean validation accuracy.
     """
     rates = sorted({row["rate"] for row in rows})
-    groups = {}
+    groups: dict[tuple, dict] = {}
     for row in rows:
         key = (kind_of(row), row["place"], row["variant"])
         groups.setdefault(key, {}).setdefault(row["rate"], []).append(row)
@@ -372,11 +374,11 @@ def markdown(rows):
             if not group:
                 cells.append("")
                 continue
-            *losses, top1 = (
+            *thirds, top1 = (
                 np.mean([row[name] for row in group])
                 for name in ("loss_1", "loss_2", "loss_3", "val_top1")
             )
-            losses = ", ".join(f"{loss:.2f}" for loss in losses)
+            losses = ", ".join(f"{loss:.2f}" for loss in thirds)
             worst = max(row["worst_val_loss"] for row in group)
             cells.append(f"{losses} / {worst:.3g} / {100 * top1:.0f} %")
         label = VARIANTS[variant].label
@@ -384,7 +386,7 @@ def markdown(rows):
     return lines
 
 
-def paired(rows):
+def paired(rows: list[dict[str, Any]]) -> Any:
     """Return the lines of a table that compares runs with those without a unit.
 
     Compared are the last thirds of runs of one kind, learning rate and seed. A run has failed when
@@ -395,7 +397,7 @@ def paired(rows):
         return (kind_of(row), row["steps"], row["rate"], row["seed"])
 
     plain = {key(row): row for row in rows if row["variant"] == "none"}
-    groups = {}
+    groups: dict[tuple, list] = {}
     for row in rows:
         if key(row) in plain:
             place = (kind_of(row), row["place"], row["variant"])
@@ -418,12 +420,12 @@ def paired(rows):
     return lines
 
 
-def means(values, width):
+def means(values: list[float], width: int) -> list[float]:
     """Return the means of consecutive ``width`` values."""
     return [float(np.mean(values[i : i + width])) for i in range(0, len(values), width)]
 
 
-def draw(results, folder):
+def draw(results: list[dict[str, Any]], folder: str) -> Any:
     """Draw training and validation losses, one figure per kind of runs; return the paths."""
     paths = []
     for kind in sorted({kind_of(r) for r in results}):
@@ -454,7 +456,7 @@ def draw(results, folder):
     return paths
 
 
-def shrink(path):
+def shrink(path: str) -> None:
     """Write a picture anew with few colours: a repository keeps all of its versions."""
     with Image.open(path) as image:
         few = image.convert("RGB").quantize(COLOURS)
@@ -462,15 +464,15 @@ def shrink(path):
         few.save(temporary, optimize=True)
 
 
-def curves(results, place, rate, what):
+def curves(results: list[dict[str, Any]], place: str, rate: float, what: str) -> Any:
     """Yield one line per run."""
     for result in results:
         if result["rate"] != rate or result["place"] not in ("", place):
             continue
         variant = VARIANTS[result["variant"]]
         if what == "training":
-            y = means(result["losses"], EVERY)
-            x = [EVERY * index for index in range(1, len(y) + 1)]
+            y: Any = means(result["losses"], EVERY)
+            x: Any = [EVERY * index for index in range(1, len(y) + 1)]
         else:
             x, y, _ = zip(*result["validations"])
         # matplotlib gives up on values that are not finite: they leave a gap.
@@ -478,7 +480,7 @@ def curves(results, place, rate, what):
         yield Line(x, y, variant.label, "-", variant.colour, 0.8)
 
 
-def report(args):
+def report(args: argparse.Namespace) -> None:
     """Write the table of all runs and the diagrams."""
     results = read_results(args.results)
     rows = [summary_of(result) for result in results]
@@ -493,7 +495,7 @@ def report(args):
         LOGGER.info("written %s", written)
 
 
-def spread(args):
+def spread(args: argparse.Namespace) -> None:
     """Print which part of a batch's features is its largest image's, before and behind the unit.
 
     Features are squared and summed over channels and positions. The network is fresh, the batch
@@ -515,7 +517,7 @@ def spread(args):
             print(f"| {contrast} | {place} | {before:.1f} % | {behind:.1f} % |")
 
 
-def largest_parts(case, images):
+def largest_parts(case: Case, images: Images) -> Any:
     """Return the largest image's parts of the first batch's features, before and behind a unit."""
     symbol, input_conf = get_symbol(
         case.network, images.num_classes, crop_size=case.crop_size, **overrides_of(case)
@@ -532,7 +534,7 @@ def largest_parts(case, images):
     return parts
 
 
-def name_list(known):
+def name_list(known: Any) -> Any:
     """Return a type for comma-separated names out of ``known``."""
 
     def convert(text):
@@ -545,7 +547,7 @@ def name_list(known):
     return convert
 
 
-def main(argv=None):
+def main(argv: Optional[list[str]] = None) -> None:
     """Run the command."""
     parser = Parser(__doc__.split("\n\n")[0], prog="python -m benchmark.res4_stability")
     parser.add_argument("command", choices=("run", "report", "spread"))

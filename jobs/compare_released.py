@@ -11,6 +11,8 @@ import json
 import logging
 import os
 import re
+from collections.abc import Iterable
+from typing import Any, Callable, Optional
 
 import numpy as np
 
@@ -18,6 +20,7 @@ from checkpoint.graph import read_symbol
 from checkpoint.params import check, param_shapes
 from checkpoint.paths import find
 from checkpoint.released import locate
+from data.common.loader import BatchSource
 from data.image.loaders import get_image_val_loader
 from data.image.options import ImageReadingOptions
 from data.image.source import image_source_of_rows, open_image_source
@@ -26,8 +29,8 @@ from glore_options import parse
 from mxnet_compat import mx
 from network import get_symbol, logits
 from network.block import build_block
-from network.builder import get_spec
-from network.compare import compare_outputs, layer_distances, match_params
+from network.builder import InputConf, get_spec
+from network.compare import Match, compare_outputs, layer_distances, match_params
 from network.identify import Identified, identify_network
 from network.pretrained import read_source
 from network.specs import PUBLISHED_TOP1
@@ -38,6 +41,8 @@ from train.scoring import average_scores, predictor, summarize
 from .options import CompareOptions, ComparisonOptions
 
 LOGGER = logging.getLogger("glore")
+# Maps a batch (n, 3, h, w) to (n, classes).
+Run = Callable[[mx.nd.NDArray], np.ndarray]
 # Longest list of names, layers or images in the Markdown; the JSON has all.
 SHOWN = 20
 # What of a network's table row or overrides makes another network of it.
@@ -56,11 +61,11 @@ class Checkpoint:
 
     Attributes
     ----------
-    path : str
+    path
         Its ``.params`` file.
-    symbol : mx.sym.Symbol
+    symbol
         Its own graph.
-    args, auxs : dict
+    args, auxs
         Name to NumPy array.
     """
 
@@ -70,17 +75,19 @@ class Checkpoint:
     auxs: dict[str, np.ndarray]
 
     @property
-    def params(self):
+    def params(self) -> dict[str, np.ndarray]:
         """All parameters in one dictionary."""
         return {**self.args, **self.auxs}
 
     @property
-    def order(self):
+    def order(self) -> list[str]:
         """Names of the parameters and inputs in the order of the graph."""
         return [*self.symbol.list_arguments(), *self.symbol.list_auxiliary_states()]
 
 
-def read_checkpoint(text, root=None, epoch=None):
+def read_checkpoint(
+    text: str, root: Optional[str] = None, epoch: Optional[int] = None
+) -> Checkpoint:
     """Read what the user named, with its own graph; names and shapes are not compared yet.
 
     Raises
@@ -97,7 +104,7 @@ def read_checkpoint(text, root=None, epoch=None):
     return Checkpoint(path, symbol, args, auxs)
 
 
-def find_network(checkpoint, name=None):
+def find_network(checkpoint: Checkpoint, name: Optional[str] = None) -> Identified:
     """Return which network a checkpoint holds; ``name`` forces a row without overrides.
 
     Returns
@@ -118,12 +125,12 @@ def find_network(checkpoint, name=None):
     return Identified(get_spec(name).name, found.num_classes, {}, found.found)
 
 
-def is_published(network):
+def is_published(network: Identified) -> bool:
     """Tell whether it is a network whose accuracy is published, as it was published."""
     return network.name in PUBLISHED_TOP1 and not set(STRUCTURAL) & set(network.overrides)
 
 
-def describe_match(match):
+def describe_match(match: Match) -> dict[str, Any]:
     """Return a Match as a dictionary for the report."""
     return {
         "total": match.total,
@@ -138,13 +145,15 @@ def describe_match(match):
     }
 
 
-def shapes_of(symbol, input_conf):
+def shapes_of(symbol: mx.sym.Symbol, input_conf: InputConf) -> dict[str, tuple[int, ...]]:
     """Return {name: shape} of all parameters and auxiliary states of a graph."""
     args, auxs = param_shapes(symbol, {"data": (1, *input_conf.data_shape)})
     return {**args, **auxs}
 
 
-def get_runner(symbol, input_conf, params, contexts):
+def get_runner(
+    symbol: mx.sym.Symbol, input_conf: InputConf, params: Any, contexts: list
+) -> tuple[Run, Run]:
     """Return two functions of a batch: logits and softmax scores, NumPy arrays (n, classes).
 
     Logits are computed on the first context, scores on all.
@@ -165,7 +174,9 @@ def get_runner(symbol, input_conf, params, contexts):
     return run, predictor(block, contexts)
 
 
-def get_loader(source, args, network, input_conf, **options):
+def get_loader(
+    source: Any, args: ComparisonOptions, network: Identified, input_conf: InputConf, **options: Any
+) -> BatchSource:
     """Return the loader of validation images; to be closed, which ``with`` does."""
     if len(input_conf.data_shape) != 3:
         raise UsageError(f"{network.name} reads clips: --images, --rec and --folder do not apply")
@@ -183,7 +194,9 @@ def get_loader(source, args, network, input_conf, **options):
     )
 
 
-def get_input(args, network, input_conf):
+def get_input(
+    args: ComparisonOptions, network: Identified, input_conf: InputConf
+) -> list[mx.nd.NDArray]:
     """Return the input that the outputs are compared on: batches of (n, 3, h, w)."""
     if not args.images:
         shape = (args.batch_size, *input_conf.data_shape)
@@ -198,7 +211,9 @@ def get_input(args, network, input_conf):
         return [data for data, _, _ in loader]
 
 
-def evaluate(predict, args, network, input_conf):
+def evaluate(
+    predict: Run, args: ComparisonOptions, network: Identified, input_conf: InputConf
+) -> tuple[dict, dict, Callable[[int], str]]:
     """Return (figures, scores by image, index to name) of a network on --rec or --folder."""
     source, workers = args.rec or args.folder, args.num_workers
     with get_loader(source, args, network, input_conf, num_workers=workers) as loader:
@@ -209,7 +224,9 @@ def evaluate(predict, args, network, input_conf):
     return summarize(scores, network.num_classes)[0], scores, name
 
 
-def differing_predictions(released, ours, names):
+def differing_predictions(
+    released: dict, ours: dict, names: Callable[[int], str]
+) -> dict[str, Any]:
     """Compare the predictions of two networks on the images that both have scored.
 
     Parameters
@@ -231,13 +248,21 @@ def differing_predictions(released, ours, names):
     return {"images": sum(counts.values()), "right": counts, "different": rows}
 
 
-def own_graph(checkpoint, input_conf):
+def own_graph(checkpoint: Checkpoint, input_conf: InputConf) -> Match:
     """Return how a checkpoint's parameters fit its own graph."""
     shapes = shapes_of(checkpoint.symbol, input_conf)
     return match_params(shapes, checkpoint.params, checkpoint.order)
 
 
-def compare_training(args, base, shapes, input_conf, contexts, batches, outputs):
+def compare_training(
+    args: ComparisonOptions,
+    base: dict[str, np.ndarray],
+    shapes: dict[str, tuple[int, ...]],
+    input_conf: InputConf,
+    contexts: list,
+    batches: list[mx.nd.NDArray],
+    outputs: Optional[np.ndarray],
+) -> tuple[dict[str, Any], Optional[Run]]:
     """Compare the user's own training with the released checkpoint.
 
     Parameters
@@ -300,7 +325,7 @@ def compare(args: ComparisonOptions, contexts: list) -> dict:
     shapes = shapes_of(symbol, input_conf)
     match = match_params(shapes, checkpoint.params, checkpoint.order)
     own = own_graph(checkpoint, input_conf)
-    report = {
+    report: dict[str, Any] = {
         "checkpoint": checkpoint.path,
         "network": network.name,
         "num_classes": network.num_classes,
@@ -347,30 +372,40 @@ def compare(args: ComparisonOptions, contexts: list) -> dict:
     return report
 
 
-def compare_accuracy(args, predictors, network, input_conf):
+def compare_accuracy(
+    args: ComparisonOptions,
+    predictors: dict[str, Run],
+    network: Identified,
+    input_conf: InputConf,
+) -> dict[str, Any]:
     """Return the accuracy of each network on --rec or --folder, and where two predict otherwise."""
     figures, scores = {}, {}
     for who, predict in predictors.items():
         figures[who], scores[who], names = evaluate(predict, args, network, input_conf)
-    report = {"images": args.rec or args.folder, "figures": figures, "predictions": None}
+    report: dict[str, Any] = {
+        "images": args.rec or args.folder,
+        "figures": figures,
+        "predictions": None,
+    }
     if len(scores) == 2:
-        report["predictions"] = differing_predictions(*scores.values(), names)
+        released, ours = scores.values()
+        report["predictions"] = differing_predictions(released, ours, names)
     return report
 
 
-def shown(names):
+def shown(names: Iterable[str]) -> str:
     """Return names for Markdown, the first ones of many."""
     names = [f"`{name}`" for name in names]
     more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
     return ", ".join(names[:SHOWN]) + more
 
 
-def number(value):
+def number(value: Optional[float]) -> str:
     """Return a number for a table, ``n/a`` for what is not finite."""
     return "n/a" if value is None else f"{value:.3g}"
 
 
-def match_lines(parameters):
+def match_lines(parameters: dict[str, Any]) -> list[str]:
     """Return the Markdown of a comparison of parameters."""
     lines = [
         f"{parameters['matched']} of {parameters['total']} matched",
@@ -394,7 +429,7 @@ def match_lines(parameters):
     return lines
 
 
-def output_lines(outputs, images):
+def output_lines(outputs: dict[str, Any], images: list[str]) -> list[str]:
     """Return the Markdown of a comparison of outputs."""
     verdict = "equal" if outputs["equal"] else "different"
     lines = [
@@ -421,7 +456,7 @@ def output_lines(outputs, images):
     return lines
 
 
-def accuracy_lines(report):
+def accuracy_lines(report: dict[str, Any]) -> list[str]:
     """Return the Markdown of the accuracies, beside the published one."""
     accuracy = report["accuracy"]
     lines = [f"Images: {accuracy['images']}", ""]
@@ -453,7 +488,7 @@ def accuracy_lines(report):
     return lines
 
 
-def training_lines(training):
+def training_lines(training: dict[str, Any]) -> list[str]:
     """Return the Markdown of the user's own training."""
     lines = [f"`{training['checkpoint']}`: {match_lines(training['parameters'])[0]}"]
     for key, columns, title in (
@@ -469,7 +504,7 @@ def training_lines(training):
     return lines
 
 
-def markdown(report):
+def markdown(report: dict[str, Any]) -> str:
     """Return the report as Markdown."""
     overrides = ", ".join(f"{key}={value!r}" for key, value in report["overrides"].items())
     lines = [
@@ -503,7 +538,7 @@ def markdown(report):
     return "\n".join([*lines, "", f"Result: {'equal' if report['equal'] else 'different'}"])
 
 
-def main(argv=None):
+def main(argv: Optional[list[str]] = None) -> int:
     """Compare as the command line says; returns the exit code."""
     options = parse(CompareOptions(), argv, (__doc__ or "").split("\n\n")[0])
     args = options.comparison

@@ -333,7 +333,7 @@ class _Engine:
             self.dataset.finish()
 
 
-def too_many(dataset, count, path, reason):
+def too_many(dataset: Dataset, count: int, path: str, reason: str) -> UnreadableData:
     """Return the error for ``count`` distinct unreadable files in a row."""
     plural = "s in a row" if count > 1 else ""
     return UnreadableData(
