@@ -4,10 +4,13 @@ This module is below all rooms and imports none of them (nor MXNet).
 """
 
 import contextlib
+import ctypes
 import difflib
+import errno
 import hashlib
 import logging
 import os
+import re
 import secrets
 import signal
 import socket
@@ -20,6 +23,19 @@ import portalocker
 from tqdm import tqdm
 
 LOGGER = logging.getLogger("glore")
+# Names the script that hands over to another one, so that messages carry its name.
+CALLED_AS = "GLORE_CALLED_AS"
+# What a disk or its owner says, and no bug of ours.
+DISK_ERRORS = (
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EFBIG,
+    errno.EROFS,
+    errno.EACCES,
+    errno.EPERM,
+    errno.EIO,
+)
+PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 # Names the folder in which the workers of a job leave word of what they do; see heartbeat_path.
 HEARTBEAT_FOLDER = "GLORE_HEARTBEAT_DIR"
 PathLike = Union[str, "os.PathLike[str]"]
@@ -85,8 +101,8 @@ def sha256_of(path: PathLike) -> str:
 def atomic_path(path: PathLike) -> Iterator[str]:
     """Yield a temporary path beside ``path`` that replaces it when the block succeeds.
 
-    The file is flushed to disk before the rename, so that ``path`` holds either its old content
-    or all of the new one, also after a crash. On an error the temporary file is removed and
+    File and folder are flushed to disk, so that ``path`` holds either its old content or all of
+    the new one, also after a crash. On an error the temporary file is removed and
     ``path`` is left as it was. The temporary name keeps the extension: writers that choose a
     format by it (Matplotlib, OpenCV) work.
     """
@@ -103,9 +119,56 @@ def atomic_path(path: PathLike) -> Iterator[str]:
         with open(temporary, "rb") as stream:
             os.fsync(stream.fileno())
         os.replace(temporary, path)
+        # Some file systems cannot flush a folder; the rename is then as safe as they make it.
+        with contextlib.suppress(OSError):
+            handle = os.open(folder, os.O_RDONLY)
+            try:
+                os.fsync(handle)
+            finally:
+                os.close(handle)
     finally:
         with contextlib.suppress(FileNotFoundError):
             os.remove(temporary)
+
+
+def is_temporary(name: str, stem: str) -> bool:
+    """Return whether a file's name is one of :func:`atomic_path`'s for names that begin so."""
+    return re.fullmatch(rf"\.{re.escape(stem)}.*\.[0-9a-f]{{16}}\.tmp(\.\w+)?", name) is not None
+
+
+def check_writable(path: PathLike, what: str, size: int = 0) -> None:
+    """Make sure that a file can be written, without writing anything.
+
+    Parameters
+    ----------
+    path
+        Of the file, whose folder need not exist yet.
+    what
+        How messages call it.
+    size
+        Bytes that it will take.
+
+    Raises
+    ------
+    GloReError
+        If the folder is read-only or no folder, or the disk has not so much room.
+    """
+    path = os.path.abspath(path)
+    if os.path.isdir(path):
+        raise UsageError(f"{what} {path} is a folder: name a file")
+    folder = os.path.dirname(path)
+    while not os.path.lexists(folder):
+        folder = os.path.dirname(folder)
+    if not os.path.isdir(folder):
+        raise UsageError(f"{what} {path} cannot be written: {folder} is no folder")
+    if not os.access(folder, os.W_OK | os.X_OK) or os.statvfs(folder).f_flag & os.ST_RDONLY:
+        raise GloReError(f"{what} {path} cannot be written: {folder} is read-only for this user")
+    free = os.statvfs(folder).f_bavail * os.statvfs(folder).f_frsize
+    if free < size:
+        raise GloReError(
+            f"{what} {path} cannot be written: it takes {size / 2**20:.0f} MiB, the disk of "
+            f"{folder} has {free / 2**20:.0f} MiB left"
+        )
 
 
 def write_text(path: PathLike, text: str) -> None:
@@ -180,6 +243,12 @@ def heartbeat_path(folder: str, worker: int) -> str:
     return os.path.join(folder, f"worker-{worker}.json")
 
 
+def end_with_parent() -> None:
+    """Have the system kill this process when its parent ends; a ``preexec_fn``. Linux only."""
+    if sys.platform.startswith("linux"):
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+
+
 def progress(
     iterable: Iterable[T],
     label: str,
@@ -216,6 +285,11 @@ def progress(
             LOGGER.info("%s: %d%s %s", label, done, f"/{total}" if total else "", unit)
 
 
+def called_as() -> str:
+    """Return the name of the command that the user called, for messages."""
+    return os.environ.get(CALLED_AS) or os.path.basename(sys.argv[0])
+
+
 def run_main(
     main: Callable[[Optional[list[str]]], Optional[int]], argv: Optional[list[str]] = None
 ) -> int:
@@ -227,7 +301,7 @@ def run_main(
         0 on success or what ``main`` returns, 1 for a failure, 2 for bad usage, 130 when
         interrupted. Errors that are no :class:`GloReError` keep their stack trace: they are bugs.
     """
-    name = os.path.basename(sys.argv[0])
+    name = called_as()
     try:
         return main(argv) or 0
     except GloReError as error:
@@ -239,4 +313,10 @@ def run_main(
     except BrokenPipeError:
         # The reader of our output has gone (``... | head``): nothing is left to say, nor to whom.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except OSError as error:
+        if error.errno not in DISK_ERRORS:
+            raise
+        where = error.filename or "a file"
+        print(f"{name}: error: {where}: {error.strerror}", file=sys.stderr, flush=True)
         return 1

@@ -12,7 +12,6 @@ import argparse
 import dataclasses
 import difflib
 import math
-import os
 import shlex
 import sys
 import typing
@@ -20,7 +19,7 @@ from typing import Any, Callable, ClassVar, NoReturn, Optional, Union
 
 import yaml
 
-from glore_common import UsageError, closest_first
+from glore_common import UsageError, called_as, closest_first
 
 _TRUE = ("true", "yes", "on", "1")
 _FALSE = ("false", "no", "off", "0")
@@ -273,7 +272,10 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, description: str, prog: Optional[str] = None) -> None:
         super().__init__(
-            description=description, prog=prog, formatter_class=_Formatter, allow_abbrev=False
+            description=description,
+            prog=prog or called_as(),
+            formatter_class=_Formatter,
+            allow_abbrev=False,
         )
 
     def parse_args(self, args=None, namespace=None):  # type: ignore[override]
@@ -494,7 +496,9 @@ def parse(
             value = tuple(value)
         setattr(known[name][0], name, value)
     options.given = set(settings)
-    options.command_line = shlex.join([os.path.basename(sys.argv[0]), *words])
+    name = called_as()
+    called = ["python", name] if name.endswith(".py") else name.split()
+    options.command_line = shlex.join([*called, *words])
     return options
 
 

@@ -4,8 +4,11 @@ Files are in MXNet's own form. They are read by a reader of our own that checks 
 MXNet's trusts a damaged file's numbers.
 """
 
+import errno
+import os
 import re
 import struct
+import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Optional
 
@@ -15,7 +18,7 @@ from glore_common import GloReError, UsageError, atomic_path
 from mxnet_compat import mx
 
 # An error lists this many names of a kind and counts the others.
-LISTED = 40
+LISTED = 10
 # A list of arrays (src/ndarray/ndarray.cc, NDArray::Save): this number, a reserved one, the number
 # of arrays, the arrays, the number of names, the names, all counts in 64 bits.
 LIST_MAGIC = 0x112
@@ -34,6 +37,10 @@ Shapes = dict[str, tuple[int, ...]]
 
 class CheckpointError(GloReError):
     """What is stored cannot be read, does not fit the network, or would be lost."""
+
+
+class SaveError(CheckpointError):
+    """A file could not be written whole; what was there before is untouched."""
 
 
 def is_label(name: str) -> bool:
@@ -117,11 +124,13 @@ def param_shapes(
     return args, auxs
 
 
-def listing(names: Iterable[str]) -> str:
-    """Join names for a message; beyond a few dozen the others are counted."""
+def listing(names: Iterable[str], listed: Optional[int] = LISTED) -> str:
+    """Join names for a message; beyond so many the others are counted."""
     names = list(names)
-    more = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
-    return ", ".join(names[:LISTED]) + more
+    more = ""
+    if listed is not None and len(names) > listed:
+        more = f" and {len(names) - listed} more"
+    return ", ".join(names[:listed]) + more
 
 
 def any_matches(patterns: Iterable[str], name: str) -> bool:
@@ -134,6 +143,7 @@ def compare(
     given: Mapping[str, Any],
     allow_missing: Sequence[str] = (),
     allow_extra: Sequence[str] = (),
+    listed: Optional[int] = LISTED,
 ) -> list[str]:
     """Return one line for each kind of difference between wanted and given parameters.
 
@@ -145,6 +155,8 @@ def compare(
         Name to array.
     allow_missing, allow_extra
         Regular expressions of names that may be missing, or be there in excess.
+    listed
+        Names of a kind that a line has; None: all.
     """
     lines = []
     missing = [n for n in expected if n not in given and not any_matches(allow_missing, n)]
@@ -156,7 +168,7 @@ def compare(
     ]
     for kind, found in [("missing", missing), ("extra", extra), ("of another shape", wrong)]:
         if found:
-            lines.append(f"{kind} ({len(found)}): {listing(found)}")
+            lines.append(f"{kind} ({len(found)}): {listing(found, listed)}")
     return lines
 
 
@@ -195,16 +207,40 @@ def check(
         auxs = dict.fromkeys(symbol.list_auxiliary_states())
     else:
         args, auxs = param_shapes(symbol, input_shapes)
+    parts = [("arguments", args, arg_params), ("auxiliary states", auxs, aux_params)]
     lines = [
         f"{kind}, {line}"
-        for kind, expected, given in [
-            ("arguments", args, arg_params),
-            ("auxiliary states", auxs, aux_params),
-        ]
+        for kind, expected, given in parts
         for line in compare(expected, given, allow_missing, allow_extra)
     ]
-    if lines:
-        raise CheckpointError(f"{where} do not fit the network:\n  " + "\n  ".join(lines))
+    if not lines:
+        return
+    message = f"{where} do not fit the network:\n  " + "\n  ".join(lines)
+    every = [
+        f"{kind}, {line}"
+        for kind, expected, given in parts
+        for line in compare(expected, given, allow_missing, allow_extra, listed=None)
+    ]
+    if every != lines:
+        # A file of the system's folder for such: a refused run leaves nothing beside the user's.
+        handle, path = tempfile.mkstemp(prefix="glore-mismatch-", suffix=".txt")
+        with os.fdopen(handle, "w", encoding="utf-8") as stream:
+            stream.write("\n".join(every) + "\n")
+        message += f"\n  All names are in {path}"
+    raise CheckpointError(message)
+
+
+def check_finite(params: Mapping[str, Any], where: str) -> None:
+    """Raise CheckpointError if a value is NaN or infinite, naming the parameters.
+
+    oneDNN's rectifier turns NaN into 0: a network with such weights can look healthy.
+    """
+    bad = [name for name, value in params.items() if not np.isfinite(numpy_of(value, name)).all()]
+    if bad:
+        raise CheckpointError(
+            f"{where} holds values that are not finite (NaN or infinite) in {listing(bad)}: the "
+            "training that made it diverged, or the file is damaged. Take an earlier checkpoint."
+        )
 
 
 def numpy_of(value: Any, name: str) -> np.ndarray:
@@ -318,17 +354,58 @@ def _what_else(start: bytes) -> str:
 
 
 def write_params(path: str, arrays: Mapping[str, Any]) -> None:
-    """Write NDArrays or NumPy arrays to a ``.params`` file, which appears whole or not at all."""
-    content = {}
-    for name, value in arrays.items():
-        if isinstance(value, mx.nd.NDArray):
-            # The file says which device an array was on; a CPU is everywhere.
-            content[name] = value.as_in_context(mx.cpu())
-        else:
-            value = numpy_of(value, name)
-            content[name] = mx.nd.array(value, ctx=mx.cpu(), dtype=value.dtype)
-    with atomic_path(path) as temporary:
-        mx.nd.save(temporary, content)
+    """Write NDArrays or NumPy arrays to a ``.params`` file, which appears whole or not at all.
+
+    The bytes are those of ``mx.nd.save``, which is not used because it does not notice when the
+    last part does not reach the disk.
+
+    Raises
+    ------
+    SaveError
+        If the disk is full or read-only, a quota or limit is reached, or what was written is not
+        what is there.
+    """
+    size = 0
+    try:
+        with atomic_path(path) as temporary:
+            with open(temporary, "wb") as stream:
+                size += stream.write(struct.pack("<QQQ", LIST_MAGIC, 0, len(arrays)))
+                for name, value in arrays.items():
+                    array = np.ascontiguousarray(numpy_of(value, name))
+                    size += stream.write(_array_head(array, name))
+                    size += stream.write(array.data.cast("B"))
+                end = struct.pack("<Q", len(arrays)) + b"".join(
+                    struct.pack("<Q", len(name.encode())) + name.encode() for name in arrays
+                )
+                size += stream.write(end)
+                stream.flush()
+                os.fsync(stream.fileno())
+            with open(temporary, "rb") as stream:
+                stream.seek(-len(end), os.SEEK_END)
+                if os.path.getsize(temporary) != size or stream.read() != end:
+                    raise SaveError(f"{path}: what was read back is not what was written")
+    except OSError as error:
+        reason = error.strerror or error
+        raise SaveError(f"{path} cannot be written: {reason}. {_way_out(error)}") from error
+
+
+def _array_head(array: np.ndarray, name: str) -> bytes:
+    """Return what stands before an array's numbers: version, storage, shape, device, type."""
+    flags = [flag for flag, dtype in DTYPES.items() if np.dtype(dtype) == array.dtype]
+    if not flags or not array.size:
+        raise CheckpointError(f"{name}: MXNet has no file form of {array.dtype} {array.shape}")
+    # On a CPU (device 1, number 0), which is everywhere; 0: dense.
+    shape = array.shape or (1,)
+    return struct.pack(f"<Iii{len(shape)}qiii", ARRAY_V2, 0, len(shape), *shape, 1, 0, flags[0])
+
+
+def _way_out(error: OSError) -> str:
+    """Say what to do about a file that cannot be written."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return "Make room, or keep fewer checkpoints with --keep."
+    if error.errno == errno.EFBIG:
+        return "Raise the limit of file sizes (ulimit -f)."
+    return "Give another folder with --model-dir."
 
 
 def split(

@@ -21,12 +21,12 @@ import time
 from collections.abc import Iterator, Mapping
 from typing import Any, Optional
 
-from glore_common import Locked, UsageError, file_lock
+from glore_common import Locked, UsageError, file_lock, is_temporary
 from mxnet_compat import mx
 
 from .graph import write_symbol
 from .manifest import Manifest, Position, check_files, facts_of, read_manifest, write_manifest
-from .params import Arrays, CheckpointError, read_params, write_params
+from .params import Arrays, CheckpointError, SaveError, read_params, write_params
 from .paths import EXTENSIONS, Files, is_epoch, stem_of, task_epoch, task_stems, task_step
 
 LOGGER = logging.getLogger("glore.train")
@@ -183,6 +183,11 @@ class CheckpointStore:
             Without ``files``, which are added.
         symbol
             The graph of all checkpoints of this task.
+
+        Raises
+        ------
+        SaveError
+            If something cannot be written whole.
         """
         files = Files(path)
         # While files are replaced, no old manifest may vouch for them.
@@ -190,10 +195,38 @@ class CheckpointStore:
             os.remove(files.manifest)
         write_params(files.params, parameters)
         write_params(files.states, states)
-        if symbol is not None:
-            write_symbol(task_epoch(self.model_dir, self.task, 0).symbol, symbol)
-        facts = {".params": facts_of(files.params), ".states": facts_of(files.states)}
-        write_manifest(files.manifest, dataclasses.replace(manifest, files=facts))
+        try:
+            if symbol is not None:
+                write_symbol(task_epoch(self.model_dir, self.task, 0).symbol, symbol)
+            facts = {".params": facts_of(files.params), ".states": facts_of(files.states)}
+            write_manifest(files.manifest, dataclasses.replace(manifest, files=facts))
+        except OSError as error:
+            raise SaveError(f"{path} cannot be written: {error.strerror or error}.") from error
+
+    def remains(self) -> list[str]:
+        """Return the files that runs which were killed while saving have left behind.
+
+        Parameters and states without a manifest, which is written last, and temporary files.
+        """
+        found = []
+        for stem in self.paths():
+            files = Files(stem)
+            if not os.path.exists(files.manifest):
+                found += [path for path in (files.params, files.states) if os.path.exists(path)]
+        if os.path.isdir(self.model_dir):
+            found += [
+                os.path.join(self.model_dir, name)
+                for name in sorted(os.listdir(self.model_dir))
+                if any(is_temporary(name, f"{self.task}_{kind}-") for kind in ("ep", "step"))
+            ]
+        return found
+
+    def clean(self) -> None:
+        """Delete what interrupted saves left; to be called by who holds :func:`task_lock`."""
+        for path in self.remains():
+            LOGGER.warning("Removed %s, which an interrupted save left behind", path)
+            with contextlib.suppress(FileNotFoundError):
+                os.remove(path)
 
     def in_order(self) -> tuple[list[Checkpoint], list[str]]:
         """Return (checkpoints in the order of their positions, messages about the others).
@@ -202,6 +235,9 @@ class CheckpointStore:
         """
         found, bad = [], []
         for path in self.paths():
+            if not os.path.exists(Files(path).manifest):
+                bad.append(f"{path}.json, the manifest, is missing: remains of an interrupted save")
+                continue
             try:
                 found.append(Checkpoint(path, read_manifest(path)))
             except CheckpointError as error:
@@ -228,9 +264,10 @@ class CheckpointStore:
                 return checkpoint
             except CheckpointError as error:
                 LOGGER.warning("Skipped a checkpoint: %s", error)
-        if found or bad:
+        damaged = [path for path in self.paths() if os.path.exists(Files(path).manifest)]
+        if damaged:
             raise CheckpointError(
-                f"none of the {len(found) + len(bad)} checkpoints of {self.task} in "
+                f"none of the {len(damaged)} checkpoints of {self.task} in "
                 f"{self.model_dir} is whole (see above). Remove them or choose another --task-name."
             )
         LOGGER.info("No checkpoint of %s in %s yet", self.task, self.model_dir)
@@ -270,7 +307,11 @@ class CheckpointStore:
             for other in found
             if checkpoint is not None and other.position.order() <= checkpoint.position.order()
         }
-        return [path for path in self.paths() if path not in older]
+        return [
+            path
+            for path in self.paths()
+            if path not in older and os.path.exists(Files(path).manifest)
+        ]
 
     def remove(self, path: str) -> None:
         """Delete a checkpoint's files, the manifest first."""

@@ -252,7 +252,12 @@ def _made(
         jobs, mp_context=multiprocessing.get_context("spawn"), initializer=_start_worker
     )
     try:
-        futures = [pool.submit(function, folder, part) for part in batches]
+        # Processes that are starting must not answer Ctrl-C with a trace: they inherit the mask.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+        try:
+            futures = [pool.submit(function, folder, part) for part in batches]
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
         for future in concurrent.futures.as_completed(futures):
             yield from future.result()
     except BrokenProcessPool as error:

@@ -40,6 +40,7 @@ import cv2
 from glore_common import (
     GloReError,
     UsageError,
+    end_with_parent,
     file_lock,
     module_command,
     progress,
@@ -243,6 +244,7 @@ class _Runner:
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.PIPE,
                 start_new_session=True,
+                preexec_fn=end_with_parent,
             )
             self._running.add(process)
         try:

@@ -24,7 +24,7 @@ from data.common.loader import BatchSource
 from data.image.loaders import get_image_val_loader
 from data.image.options import ImageReadingOptions
 from data.image.source import image_source_of_rows, open_image_source
-from glore_common import GloReError, UsageError, write_text
+from glore_common import GloReError, UsageError, check_writable, write_text
 from glore_options import parse
 from mxnet_compat import mx
 from network import get_symbol, logits
@@ -154,9 +154,9 @@ def shapes_of(symbol: mx.sym.Symbol, input_conf: InputConf) -> dict[str, tuple[i
 def get_runner(
     symbol: mx.sym.Symbol, input_conf: InputConf, params: Any, contexts: list
 ) -> tuple[Run, Run]:
-    """Return two functions of a batch: logits and softmax scores, NumPy arrays (n, classes).
+    """Return two functions of a batch that give logits, NumPy arrays (n, classes).
 
-    Logits are computed on the first context, scores on all.
+    The first runs on the first context, the second on all.
     """
     block = build_block(
         symbol,
@@ -239,8 +239,8 @@ def differing_predictions(
     kinds = {(1, 1): "both", (1, 0): "released_only", (0, 1): "ours_only", (0, 0): "neither"}
     counts, rows = dict.fromkeys(kinds.values(), 0), []
     for index in sorted(set(released) & set(ours)):
-        label, first, second = released[index][0], released[index][1], ours[index][1]
-        first, second = int(first.argmax()), int(second.argmax())
+        label = released[index].label
+        first, second = (int(scores[index].log_mean.argmax()) for scores in (released, ours))
         counts[kinds[first == label, second == label]] += 1
         if first != second:
             row = {"image": names(index), "label": label, "released": first, "ours": second}
@@ -535,7 +535,18 @@ def markdown(report: dict[str, Any]) -> str:
         if report["training"]["outputs"] is not None:
             lines += ["", "### Its outputs beside the released ones", ""]
             lines += output_lines(report["training"]["outputs"], images)
-    return "\n".join([*lines, "", f"Result: {'equal' if report['equal'] else 'different'}"])
+    return "\n".join([*lines, "", *result_lines(report)])
+
+
+def result_lines(report: dict[str, Any]) -> list[str]:
+    """Return what it all comes to, a line for each comparison that was made."""
+    lines = [f"Result: {'equal' if report['equal'] else 'different'}"]
+    training = report["training"]
+    if training is not None:
+        same = training["outputs"] is not None and training["outputs"]["equal"]
+        lines[0] += " (the released checkpoint and this project's network)"
+        lines.append(f"Result: {'equal' if same else 'different'} (your own training)")
+    return lines
 
 
 def main(argv: Optional[list[str]] = None) -> int:
@@ -544,6 +555,8 @@ def main(argv: Optional[list[str]] = None) -> int:
     args = options.comparison
     if not args.checkpoint:
         raise UsageError("name one checkpoint: --checkpoint PREFIX, TAR or NAME")
+    if args.output:
+        check_writable(f"{args.output}.md", "--output")
     with log_to(None):
         try:
             report = compare(args, contexts_of(options.devices))

@@ -21,7 +21,7 @@ from data.image.options import ImageReadingOptions
 from data.image.source import ImageSource, open_image_source
 from data.video.loaders import get_test_loader
 from dataset import get_config, prepare_demo
-from glore_common import GloReError, UsageError, command, write_text
+from glore_common import GloReError, UsageError, check_writable, command, write_text
 from glore_options import parse
 from network.specs import PUBLISHED_TOP1
 from train.devices import contexts_of
@@ -142,7 +142,7 @@ def score(
         loader.close()
     figures = dict(result.figures)
     seconds, samples = figures.pop("seconds"), figures.pop("count")
-    views = sum(views for _, _, views in result.scores.values())
+    views = sum(each.views for each in result.scores.values())
     LOGGER.info(
         "Test       loss-ce %.4f  top1 %.2f %%  top5 %.2f %%  mean class accuracy %.2f %%  (%d "
         "%ss, chance: %.2f %%; %.2f %ss/s, %.2f views/s)",
@@ -411,6 +411,9 @@ def main(argv: Optional[list[str]] = None) -> None:
     options = parse(EvaluateOptions(), argv, (__doc__ or "").split("\n\n")[0])
     data, output = options.data, options.output
     level = logging.DEBUG if output.debug_mode else logging.INFO
+    for path, what in ((output.output, "--output"), (output.per_class, "--per-class")):
+        if path:
+            check_writable(f"{path}.json" if what == "--output" else path, what)
     with log_to(output.log_file or None, level):
         model = read_model(options)
         contexts = contexts_of(options.devices)

@@ -13,7 +13,7 @@ import numpy as np
 
 from checkpoint import graph
 from checkpoint.manifest import read_manifest
-from checkpoint.params import CheckpointError, check, param_shapes
+from checkpoint.params import CheckpointError, check, check_finite, param_shapes
 from checkpoint.paths import Files, find, stem_of
 from checkpoint.released import locate
 from glore_common import UsageError
@@ -192,12 +192,14 @@ def _from_table(text: str, epoch: Optional[int], facts: ModelFacts, options, ori
     symbol, _ = get_symbol(facts.network, facts.num_classes, **overrides)
     arg_params, aux_params, path = read_source(text, symbol, epoch)
     check(symbol, arg_params, aux_params, {"data": (1, *facts.data_shape)}, where=path)
+    check_finite({**arg_params, **aux_params}, path)
     return Model(symbol, arg_params, aux_params, facts, path, options, origin)
 
 
 def _from_graph(text: str, files: Files, epoch: Optional[int], crop_size: Optional[int]) -> Model:
     """Return the weights of ``text`` in the graph beside them."""
     symbol, arg_params, aux_params = graph.load(text, epoch)
+    check_finite({**arg_params, **aux_params}, files.params)
     side = crop_size or DEFAULT_CROP_SIZE
     shape = (3, side, side)
     classes = _classes_of(arg_params, files.params)

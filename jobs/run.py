@@ -6,10 +6,12 @@ import os
 from collections.abc import Iterator
 from typing import Any, Callable, Optional
 
+import numpy as np
+
 from checkpoint.gluoncv_names import zoo_weights
 from checkpoint.released import locate
 from data.common.loader import BatchSource, write_bad_files
-from glore_common import UsageError, command, write_text
+from glore_common import UsageError, check_writable, command, write_text
 from glore_options import as_yaml
 from mxnet_compat import mx
 from network.batch_norm import with_batch_norm
@@ -48,6 +50,11 @@ def settle(options: TrainJobOptions, data_name: str) -> None:
     elif asked in ("zoo", "true") and not os.path.exists(network.pretrained):
         network.pretrained = zoo_weights(spec.name)
     options.check()
+    if not options.logging.dry_run:
+        stem = os.path.join(checkpoints.model_dir, checkpoints.task_name)
+        check_writable(f"{stem}_ep-0001.params", "the checkpoint")
+        log_file = options.logging.log_file or default_log_file(checkpoints.task_name)
+        check_writable(log_file, "the log file")
 
 
 class Run:
@@ -206,6 +213,7 @@ class Run:
                 dry_run(learner, train, schedule, options.run.random_seed)
                 return None
             if group.is_main:
+                self._check_room(block)
                 self._write_options()
             reporter = Reporter(
                 task,
@@ -247,6 +255,14 @@ class Run:
             block, optimizer, self.contexts, self.options, batch_hook, self.group, schedule
         )
         return benchmark(learner, batch, schedule, self.options.run.random_seed, steps)
+
+    def _check_room(self, block: mx.gluon.Block) -> None:
+        """Make sure that the disk has room for one checkpoint."""
+        # Weights and, as large as these, the optimiser's momenta.
+        values = sum(np.prod(value.shape) for value in block.collect_params().values())
+        checkpoints = self.options.checkpoints
+        path = os.path.join(checkpoints.model_dir, f"{checkpoints.task_name}_ep-0001.params")
+        check_writable(path, "the checkpoint", 2 * 4 * max(0, int(values)))
 
     def _write_options(self) -> None:
         """Write the settled options beside the checkpoints."""

@@ -25,6 +25,7 @@ from checkpoint.params import (
     Arrays,
     CheckpointError,
     check,
+    check_finite,
     listing,
     numpy_of,
     param_shapes,
@@ -191,6 +192,7 @@ def load_pretrained(
     """
     args, auxs = param_shapes(symbol, input_shapes)
     arg_params, aux_params, path = read_source(source, symbol, epoch)
+    check_finite({**arg_params, **aux_params}, path)
     if any(n in args and is_inflatable(v.shape, args[n]) for n, v in arg_params.items()):
         made = inflate_2d(
             {**arg_params, **aux_params},

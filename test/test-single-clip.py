@@ -10,4 +10,5 @@ import sys
 SCRIPT = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "evaluate.py")
 
 if __name__ == "__main__":
+    os.environ["GLORE_CALLED_AS"] = os.path.basename(__file__)
     os.execv(sys.executable, [sys.executable, SCRIPT, *sys.argv[1:]])

@@ -1,5 +1,6 @@
 """Errors with exit codes, safe files and the start-up shim."""
 
+import errno
 import os
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from glore_common import (
     Locked,
     UsageError,
     atomic_path,
+    check_writable,
     closest_first,
     file_lock,
     progress,
@@ -181,3 +183,32 @@ def test_a_lock_in_a_place_that_cannot_be_written(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(GloReError, match="cannot write to"), file_lock(str(tmp_path / "file/x")):
         pass
+
+
+def test_places_are_tried_without_writing(tmp_path):
+    check_writable(tmp_path / "new" / "folder" / "file.json", "--output")
+    assert os.listdir(tmp_path) == []
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UsageError, match="file/x cannot be written: .*file is no folder"):
+        check_writable(tmp_path / "file" / "x", "--output")
+    with pytest.raises(UsageError, match="is a folder"):
+        check_writable(tmp_path, "--output")
+    with pytest.raises(GloReError, match=r"takes \d+ MiB, the disk of .* MiB left"):
+        check_writable(tmp_path / "big", "the checkpoint", 2**60)
+
+
+def test_a_read_only_place_is_named():
+    if not os.path.isdir("/proc/sys"):
+        pytest.skip("there is no read-only file system to try")
+    with pytest.raises(GloReError, match="read-only"):
+        check_writable("/proc/sys/x/file", "--output")
+
+
+def test_a_full_disk_is_a_message(capsys):
+    def main(_):
+        raise OSError(errno.ENOSPC, "No space left on device", "a/b.json")
+
+    assert run_main(main) == 1
+    assert capsys.readouterr().err.endswith("error: a/b.json: No space left on device\n")
+    with pytest.raises(OSError, match="other"):
+        run_main(lambda _: (_ for _ in ()).throw(OSError(errno.EBADF, "other")))

@@ -24,8 +24,12 @@ class Interrupted(GloReError):
         self.exit_code = 128 + number
 
 
+# Ctrl-C, the end of a job, a terminal that is closed.
+STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
 class StopSignals:
-    """Remembers SIGINT and SIGTERM while in a ``with`` block; a second one acts as usual.
+    """Remembers SIGINT, SIGTERM and SIGHUP while in a ``with`` block; a second one acts as usual.
 
     Attributes
     ----------
@@ -42,7 +46,7 @@ class StopSignals:
 
     def __enter__(self) -> "StopSignals":
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
+            for number in STOPPING:
                 self._before[number] = signal.signal(number, self._remember)
         return self
 

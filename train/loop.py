@@ -211,7 +211,7 @@ class Session:
         raise Interrupted(
             number,
             f"stopped after step {self.position.step}, saved as {self.checkpoints.last}. Continue "
-            "with the same command and --resume auto.",
+            f"with: {self.options.continuation()}",
         )
 
     @contextlib.contextmanager
@@ -481,6 +481,7 @@ def train_and_evaluate(
         closing.callback(reporter.close)
         if group.is_main and not kept.share_task_name:
             closing.enter_context(task_lock(kept.model_dir, kept.task_name))
+            checkpoints.store.clean()
         session = Session(
             learner, train_stream, val_stream, schedule, options, reporter, checkpoints, stop
         )

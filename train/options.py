@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import os
+import shlex
 from typing import Optional, Union
 
 from checkpoint.paths import task_epoch
@@ -283,6 +284,12 @@ class CheckpointOptions(Options):
         aliases=("--load-epoch",),
         compare=False,
     )
+    on_save_error: str = option(
+        "stop",
+        "when a checkpoint cannot be written: stop, or continue and try again at the next one",
+        choices=("stop", "continue"),
+        compare=False,
+    )
     share_task_name: bool = option(
         False,
         "do not mind another run that is writing checkpoints of this task to this folder",
@@ -340,6 +347,17 @@ class TrainOptions(JobOptions):
     devices: TrainDeviceOptions = group(TrainDeviceOptions)
     checkpoints: CheckpointOptions = group(CheckpointOptions)
     logging: LoggingOptions = group(LoggingOptions)
+
+    def continuation(self) -> str:
+        """Return the command that goes on where a run was stopped."""
+        words = shlex.split(self.command_line)
+        kept = [
+            word
+            for index, word in enumerate(words)
+            if not (word == "--overwrite" or "--resume" in words[max(0, index - 1) : index + 1])
+        ]
+        kept += [] if "--task-name" in kept else ["--task-name", self.checkpoints.task_name]
+        return shlex.join([*kept, "--resume", "auto"])
 
     def check(self) -> None:
         """Find, before work begins, options that are impossible or do not go together.

@@ -14,7 +14,7 @@ import os
 import sys
 import time
 from collections.abc import Iterator
-from typing import Any, Optional
+from typing import Any, Callable, Optional
 
 from tqdm import tqdm
 
@@ -61,6 +61,22 @@ class _ConsoleHandler(logging.Handler):
             self.handleError(record)
 
 
+class _FileHandler(logging.FileHandler):
+    """A log file that costs no run: when it cannot be written it is given up, and that is said."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        error = sys.exc_info()[1]
+        if not isinstance(error, OSError):
+            super().handleError(record)
+            return
+        logging.getLogger().removeHandler(self)
+        LOGGER.warning(
+            "%s cannot be written any more (%s): there is no log file from here on",
+            self.baseFilename,
+            error.strerror or error,
+        )
+
+
 @contextlib.contextmanager
 def log_to(path: Optional[str] = None, level: int = logging.INFO) -> Iterator[None]:
     """Send all Python logging to the console and, if given, to the end of a file.
@@ -80,17 +96,19 @@ def log_to(path: Optional[str] = None, level: int = logging.INFO) -> Iterator[No
     UsageError
         If the file cannot be opened.
     """
-    root = logging.getLogger()
+    # The level is this project's own: other libraries say hundreds of lines below INFO.
+    root, own = logging.getLogger(), logging.getLogger("glore")
     handlers: list[logging.Handler] = [_ConsoleHandler(hide_step_lines=sys.stderr.isatty())]
     if path:
         try:
             os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
-            handlers.append(logging.FileHandler(path, encoding="utf-8"))
+            handlers.append(_FileHandler(path, encoding="utf-8", errors="backslashreplace"))
         except OSError as error:
             raise UsageError(f"the log file cannot be written: {error}") from error
     formatter = logging.Formatter("%(asctime)s %(levelname)s: %(message)s", "%Y-%m-%d %H:%M:%S")
-    before = root.level
-    root.setLevel(level)
+    before = root.level, own.level
+    root.setLevel(max(level, logging.INFO))
+    own.setLevel(level)
     for handler in handlers:
         handler.setFormatter(formatter)
         root.addHandler(handler)
@@ -103,10 +121,12 @@ def log_to(path: Optional[str] = None, level: int = logging.INFO) -> Iterator[No
         LOGGER.exception("stopped by an unexpected error", extra={"file_only": True})
         raise
     finally:
-        root.setLevel(before)
+        root.setLevel(before[0])
+        own.setLevel(before[1])
         for handler in handlers:
             root.removeHandler(handler)
-            handler.close()
+            with contextlib.suppress(OSError):
+                handler.close()
 
 
 def default_log_file(task: str) -> str:
@@ -276,14 +296,22 @@ class Reporter:
             for name, value in {**means, "lr": lr, "samples_per_second": speed}.items():
                 self._events.add_scalar(f"step/{name}", value, position.step)
 
+    def _write(self, write: Callable[..., None], rows: list[dict], path: str, *more: str) -> None:
+        """Write a file of figures; a disk that is full costs the file, not the run."""
+        if not self.files:
+            return
+        try:
+            write(rows, path, *more)
+        except OSError as error:
+            LOGGER.warning("%s cannot be written: %s", path, error.strerror or error)
+
     def epoch_end(self, rows: list[dict]) -> None:
         """Report the last of the history's rows and write the history."""
         self.end_bar()
         row = rows[-1]
         for line in epoch_table(rows[-1:]):
             LOGGER.info("%s", line)
-        if self.files:
-            write_history(rows, self.history_path)
+        self._write(write_history, rows, self.history_path)
         if self._events is not None:
             for name in COLUMNS[2:]:
                 if row[name] is not None:
@@ -303,8 +331,8 @@ class Reporter:
         """
         self.end_bar()
         if rows and self.files:
-            plot_history(rows, self.curves_path, self.task)
-            write_history(rows, self.history_path)
+            self._write(plot_history, rows, self.curves_path, self.task)
+            self._write(write_history, rows, self.history_path)
             best = best_row(rows) or rows[-1]
             for line in epoch_table(rows):
                 LOGGER.info("%s", line)

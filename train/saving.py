@@ -10,6 +10,7 @@ from typing import Optional
 import numpy as np
 
 from checkpoint.manifest import Manifest, Position
+from checkpoint.params import SaveError
 from checkpoint.store import Checkpoint, CheckpointStore, wait_for_checkpoint
 from glore_common import UsageError
 from glore_options import as_dict, differences
@@ -156,8 +157,8 @@ class Checkpoints:
         position
             Where the run stands.
         """
-        self.last, self._order = path, position.order()
         if not self.learner.group.is_main:
+            self.last, self._order = path, position.order()
             return
         block, trainer = self.learner.block, self.learner.trainer
         names = list(named_parameters(block))
@@ -173,6 +174,14 @@ class Checkpoints:
         )
         symbol = getattr(block, "symbol", None)
         states = optimizer_arrays(trainer, names)
-        self.store.save(path, parameter_arrays(block), states, manifest, symbol)
+        try:
+            self.store.save(path, parameter_arrays(block), states, manifest, symbol)
+        except SaveError as error:
+            self.store.remove(path)
+            if self.options.checkpoints.on_save_error == "stop":
+                raise
+            LOGGER.error("%s The run goes on (--on-save-error continue).", error)
+            return
+        self.last, self._order = path, position.order()
         best = best_row(position.history)
         self.store.prune(path, best["epoch"] if best else None)

@@ -1,28 +1,54 @@
 """Scores of samples that are seen in several views, and the figures that follow from them.
 
 A view is a clip of a video or a crop of an image. The softmax scores of a sample's views are
-averaged, as the authors of GloRe (Chen et al., CVPR 2019) test at video level.
+averaged, as the authors of GloRe (Chen et al., CVPR 2019) test at video level. All of it is done
+with logarithms in float64: a probability that float32 cannot hold still has its cross entropy, and
+a test of one view has the loss of the training's validation.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Callable, Optional, Union
+from typing import Any, Callable, NamedTuple, Optional, Union
 
 import numpy as np
 
-from glore_common import progress
+from glore_common import GloReError, progress
 from mxnet_compat import mx
 
 from .metric import ConfusionMatrix
 
 TOP = 5
-# A sample's label, mean scores (classes,) and number of views, by its index.
-Scores = dict[int, tuple[int, np.ndarray, int]]
+
+
+class Score(NamedTuple):
+    """What became of a sample.
+
+    Attributes
+    ----------
+    label
+        Its class.
+    log_mean
+        Logarithms of the mean probabilities over its views: (classes,), float64.
+    views
+        How many there were.
+    """
+
+    label: int
+    log_mean: np.ndarray
+    views: int
+
+    @property
+    def mean(self) -> np.ndarray:
+        """The mean probabilities: (classes,)."""
+        return np.exp(self.log_mean)
+
+
+Scores = dict[int, Score]
 
 
 def predictor(
     block: mx.gluon.Block, contexts: list[mx.Context]
 ) -> Callable[[mx.nd.NDArray], np.ndarray]:
-    """Return a function from a batch (n, ...) to softmax scores (n, classes) as a NumPy array.
+    """Return a function from a batch (n, ...) to logits (n, classes) as a NumPy array.
 
     Parameters
     ----------
@@ -35,14 +61,21 @@ def predictor(
     def predict(data: mx.nd.NDArray) -> np.ndarray:
         split = mx.gluon.utils.split_and_load
         parts = split(data, contexts[: data.shape[0]], even_split=False)
-        outputs = [mx.nd.softmax(block(part).astype("float32")) for part in parts]
+        outputs = [block(part).astype("float32") for part in parts]
         return np.concatenate([output.asnumpy() for output in outputs])
 
     return predict
 
 
+def log_softmax(logits: np.ndarray) -> np.ndarray:
+    """Return the logarithms of the softmax over the last axis, in float64."""
+    logits = np.asarray(logits, np.float64)
+    shifted = logits - logits.max(axis=-1, keepdims=True)
+    return shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
+
+
 def average_scores(
-    predict: Callable[[Any], np.ndarray],
+    predict: Callable[[mx.nd.NDArray], np.ndarray],
     batches: Iterable,
     total: Optional[int] = None,
     limit: Optional[int] = None,
@@ -52,7 +85,7 @@ def average_scores(
     Parameters
     ----------
     predict
-        Maps data (n, ...), an NDArray, to NumPy probabilities (n, classes); see :func:`predictor`.
+        Maps data (n, ...), an NDArray, to logits (n, classes); see :func:`predictor`.
     batches
         Yields (data, label, index); rows of one index are views of one sample, and samples come
         one after the other.
@@ -64,19 +97,31 @@ def average_scores(
     Returns
     -------
     dict
-        Index of the sample to (label, mean scores (classes,) in float64, number of views), in
-        ascending order.
+        Index of the sample to its :class:`Score`, in ascending order.
+
+    Raises
+    ------
+    GloReError
+        If the network gives something that is not finite.
     """
-    sums: dict[int, tuple[int, Any, int]] = {}
+    sums: dict[int, tuple] = {}
     for data, label, index in progress(batches, "Testing", total=total, unit="batches"):
-        for row, own, sample in zip(predict(data), label.asnumpy(), index):
-            _, added, views = sums.get(int(sample), (0, 0.0, 0))
-            sums[int(sample)] = (int(own), added + row.astype(np.float64), views + 1)
+        logits = predict(data)
+        if not np.isfinite(logits).all():
+            raise GloReError(
+                f"the network gives values that are not finite for sample {int(index[0])} or one "
+                "beside it: its weights are damaged, or the training that made them diverged"
+            )
+        for row, own, sample in zip(log_softmax(logits), label.asnumpy(), index):
+            _, added, views = sums.get(int(sample), (0, -np.inf, 0))
+            sums[int(sample)] = (int(own), np.logaddexp(added, row), views + 1)
         # One more than wanted: the last one may go on in the next batch.
         if limit is not None and len(sums) > limit:
             break
     kept = sorted(list(sums.items())[:limit])
-    return {sample: (own, added / views, views) for sample, (own, added, views) in kept}
+    return {
+        sample: Score(own, added - np.log(views), views) for sample, (own, added, views) in kept
+    }
 
 
 def rank_of(scores: np.ndarray, label: int) -> int:
@@ -95,25 +140,26 @@ def summarize(scores: Scores, num_classes: int) -> tuple[dict[str, Any], Confusi
     ----------
     scores
         Not empty.
-    num_classes : int
+    num_classes
+        Of the network.
 
     Returns
     -------
     figures
         ``count``, ``loss`` (mean cross entropy of the mean scores), ``top1``, ``top5`` and
         ``mean_class_accuracy``, the accuracies as shares.
-    confusion : train.metric.ConfusionMatrix
+    confusion
     """
     confusion = ConfusionMatrix(num_classes)
     confusion.update(
-        [label for label, _, _ in scores.values()],
-        [mean.argmax() for _, mean, _ in scores.values()],
+        [score.label for score in scores.values()],
+        [score.log_mean.argmax() for score in scores.values()],
     )
-    ranks = np.array([rank_of(mean, label) for label, mean, _ in scores.values()])
-    own = np.array([mean[label] for label, mean, _ in scores.values()])
+    ranks = np.array([rank_of(score.log_mean, score.label) for score in scores.values()])
+    losses = [-score.log_mean[score.label] for score in scores.values()]
     figures = {
         "count": len(scores),
-        "loss": float(-np.log(np.maximum(own, np.finfo(np.float64).tiny)).mean()),
+        "loss": float(np.mean(losses)),
         "top1": float((ranks < 1).mean()),
         "top5": float((ranks < TOP).mean()),
         "mean_class_accuracy": confusion.mean_class_accuracy(),
@@ -142,14 +188,14 @@ def predictions(
     return [
         {
             name: names[sample],
-            "label": label,
-            "prediction": int(mean.argmax()),
-            "score": round(float(mean.max()), 6),
-            "label_score": round(float(mean[label]), 6),
-            "top5": [int(index) for index in np.argsort(-mean, kind="stable")[:TOP]],
-            "views": views,
+            "label": score.label,
+            "prediction": int(score.log_mean.argmax()),
+            "score": round(float(score.mean.max()), 6),
+            "label_score": round(float(score.mean[score.label]), 6),
+            "top5": [int(index) for index in np.argsort(-score.log_mean, kind="stable")[:TOP]],
+            "views": score.views,
         }
-        for sample, (label, mean, views) in scores.items()
+        for sample, score in scores.items()
     ]
 
 
@@ -164,7 +210,8 @@ def class_rows(
         Of :func:`average_scores`.
     confusion
         Of the same scores.
-    class_names : sequence of str, optional
+    class_names
+        Of all classes.
 
     Returns
     -------
@@ -174,8 +221,8 @@ def class_rows(
         (None where there is none).
     """
     hits = np.zeros(confusion.num_classes, np.int64)
-    for label, mean, _ in scores.values():
-        hits[label] += rank_of(mean, label) < TOP
+    for score in scores.values():
+        hits[score.label] += rank_of(score.log_mean, score.label) < TOP
     rows = []
     for index, (counts, share) in enumerate(zip(confusion.matrix, confusion.per_class())):
         count = int(counts.sum())

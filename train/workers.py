@@ -30,6 +30,7 @@ from glore_common import HEARTBEAT_FOLDER, GloReError, UsageError
 from mxnet_compat import mx
 
 from .heartbeat import Heartbeat
+from .interrupt import STOPPING
 from .server_side import FIGURES, MOST_KEYS, RemoteOptimizer
 
 LOGGER = logging.getLogger("glore.train")
@@ -265,10 +266,9 @@ class Group:
         """
         if not self.in_step:
             return samples, signal
-        numbers = (2, 15)
-        flags = [float(signal == number) for number in numbers]
+        flags = [float(signal == number) for number in STOPPING]
         total, *told = self.sum([samples, *flags])
-        heard = [number for number, count in zip(numbers, told) if count]
+        heard = [number for number, count in zip(STOPPING, told) if count]
         return int(total), heard[-1] if heard else None
 
 

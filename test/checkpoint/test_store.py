@@ -3,13 +3,14 @@
 import json
 import logging
 import os
+import resource
 
 import numpy as np
 import pytest
 
 from checkpoint import manifest
 from checkpoint.manifest import Manifest, Position, read_manifest
-from checkpoint.params import CheckpointError
+from checkpoint.params import CheckpointError, SaveError, read_params, write_params
 from checkpoint.store import CheckpointStore, read_checkpoint
 from glore_common import UsageError
 from mxnet_compat import mx
@@ -258,8 +259,8 @@ def test_pruning_keeps_the_last_and_the_best(store):
 
 def test_failed_write_leaves_the_others_alone(store, monkeypatch):
     save(store, store.epoch_path(1), epoch=1)
-    monkeypatch.setattr(mx.nd, "save", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
-    with pytest.raises(OSError, match="disk full"):
+    monkeypatch.setattr(os, "fsync", lambda _: (_ for _ in ()).throw(OSError(28, "disk full")))
+    with pytest.raises(SaveError, match="disk full. Make room"):
         save(store, store.epoch_path(2), epoch=2)
     assert store.paths() == [store.epoch_path(1)]
     assert [name for name in os.listdir(store.model_dir) if "tmp" in name] == []
@@ -338,3 +339,69 @@ def test_manifests_of_the_first_format_are_read(store):
 def test_bad_task_names(tmp_path, task):
     with pytest.raises(UsageError, match="task name"):
         CheckpointStore(str(tmp_path), task)
+
+
+def test_params_are_the_bytes_that_mxnet_writes(tmp_path):
+    generator = np.random.RandomState(0)
+    arrays = {
+        "arg:a_weight": mx.nd.array(generator.randn(3, 4, 1, 2)),
+        "aux:b_moving_mean": mx.nd.array(generator.randn(5), dtype="float64"),
+        "arg:half": mx.nd.array(generator.randn(2, 2), dtype="float16"),
+        "arg:whole": mx.nd.array([[1, 2], [3, 4]], dtype="int32"),
+        "arg:ä": mx.nd.ones((1,)),
+    }
+    mx.nd.save(str(tmp_path / "theirs"), arrays)
+    write_params(str(tmp_path / "ours"), {**arrays, "arg:ä": np.ones(1, "float32")})
+    assert (tmp_path / "ours").read_bytes() == (tmp_path / "theirs").read_bytes()
+    write_params(str(tmp_path / "ours"), {})
+    assert read_params(str(tmp_path / "ours")) == {}
+
+
+def test_a_reached_limit_of_file_sizes_is_said_and_leaves_what_was_there(tmp_path):
+    path = tmp_path / "net.params"
+    write_params(str(path), {"arg:w": np.ones(10, "float32")})
+    before = path.read_bytes()
+    old = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, old[1]))
+    try:
+        for size in (2000, 1100, 1010):
+            with pytest.raises(SaveError, match=r"net\.params cannot be written.*ulimit -f"):
+                write_params(str(path), {"arg:w": np.ones(size, "float32")})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, old)
+    assert path.read_bytes() == before
+    assert os.listdir(tmp_path) == ["net.params"]
+
+
+def test_the_remains_of_a_killed_save_are_ignored_and_cleaned(store, caplog):
+    save(store, store.epoch_path(1), epoch=1, step=4)
+    os.remove(store.epoch_path(1) + ".json")
+    for name in ("my.task_ep-0001", "my.task_step-0000003"):
+        for extension in (".params", ".states", ".json"):
+            part = f".{name}.0123456789abcdef.tmp{extension}"
+            with open(os.path.join(store.model_dir, part), "w") as stream:
+                stream.write("part")
+    others = [
+        ".other_ep-0001.0123456789abcdef.tmp.params",
+        ".my.task.lock",
+        "my.task_ep-symbol.json",
+    ]
+    for name in others:
+        open(os.path.join(store.model_dir, name), "a").close()
+    # A run that was killed in its very first save starts anew.
+    assert store.choose("auto") is None
+    assert store.choose("none") is None
+    assert len(store.remains()) == 2 + 6
+    with caplog.at_level(logging.WARNING):
+        store.clean()
+    assert "ep-0001.params, which an interrupted save left behind" in caplog.text
+    assert sorted(os.listdir(store.model_dir)) == sorted(others)
+
+
+def test_cleaning_leaves_whole_and_damaged_checkpoints_alone(store):
+    save(store, store.epoch_path(1), epoch=1, step=4)
+    save(store, store.epoch_path(2), epoch=2, step=8)
+    cut(store.epoch_path(2) + ".params")
+    store.clean()
+    assert store.paths() == [store.epoch_path(1), store.epoch_path(2)]
+    assert store.choose("auto").path == store.epoch_path(1)

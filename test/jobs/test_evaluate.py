@@ -64,14 +64,15 @@ def run(weights, *options):
 
 
 def scores_of_module(prefix, images, crops, resize, batch_size=1):
-    """Return mean scores as MXNet's own executor gives them."""
+    """Return mean scores of what MXNet's own executor gives."""
     symbol, args, auxs = mx.model.load_checkpoint(str(prefix), 0)
     _, input_conf = get_symbol(NETWORK, 3)
 
     def predict(data):
         executor = symbol.simple_bind(mx.cpu(), "null", data=data.shape)
         executor.copy_params_from(args, auxs)
-        return executor.forward(data=data)[0].asnumpy()
+        # The softmax of the logarithms of probabilities are these probabilities.
+        return np.log(executor.forward(data=data)[0].asnumpy())
 
     loader = get_image_val_loader(
         open_image_source(str(images)),
@@ -98,14 +99,15 @@ def test_scores_equal_those_of_mxnets_executor(crops, resize, views, options, im
     expected = scores_of_module(weights / "ours", images, crops, resize)
     assert result["count"] == len(result["predictions"]) == 9
     assert (result["crops"], result["resize"]) == (crops, resize)
-    for row, (label, mean, _) in zip(result["predictions"], expected.values()):
+    for row, score in zip(result["predictions"], expected.values()):
+        label = score.label
         assert row["views"] == views
         assert row["label"] == label
-        assert row["prediction"] == mean.argmax()
-        assert row["score"] == pytest.approx(mean.max(), abs=2e-6)
+        assert row["prediction"] == score.mean.argmax()
+        assert row["score"] == pytest.approx(score.mean.max(), abs=2e-6)
         assert os.path.basename(os.path.dirname(row["image"])) == CLASSES[label]
-    loss = np.mean([-np.log(mean[label]) for label, mean, _ in expected.values()])
-    hits = [mean.argmax() == label for label, mean, _ in expected.values()]
+    loss = np.mean([-np.log(score.mean[score.label]) for score in expected.values()])
+    hits = [score.mean.argmax() == score.label for score in expected.values()]
     assert result["loss"] == pytest.approx(loss, rel=1e-5)
     assert result["top1"] == pytest.approx(np.mean(hits))
     assert result["top5"] == 1.0

@@ -257,7 +257,7 @@ def test_upstreams_command_line_means_what_it_says():
 def test_a_run_from_the_file_of_another_ends_with_its_parameters(root, trained, tmp_path):
     options = ("--config", trained / "exps/models/job_options.yaml")
     done = run(root, tmp_path, "train_kinetics.py", *options)
-    assert "Command    train_kinetics.py --config" in done.stderr
+    assert "Command    python train_kinetics.py --config" in done.stderr
     first, second = params_of(trained), params_of(tmp_path)
     assert list(first) == list(second)
     for name, value in first.items():

@@ -5,8 +5,11 @@ import math
 import numpy as np
 import pytest
 
+from glore_common import GloReError
 from mxnet_compat import mx
+from train.loss import cross_entropy
 from train.scoring import (
+    Score,
     average_scores,
     class_rows,
     predictions,
@@ -27,23 +30,24 @@ BATCHES = (
 
 
 def same(data):
-    return data.asnumpy()
+    # The softmax of the logarithms of probabilities are these probabilities.
+    return np.log(data.asnumpy())
 
 
 def test_views_are_averaged_by_sample():
     scores = average_scores(same, BATCHES)
     assert list(scores) == [0, 1, 2]
-    assert [(label, views) for label, _, views in scores.values()] == [(0, 2), (2, 1), (2, 1)]
-    np.testing.assert_allclose(scores[0][1], [0.4, 0.5, 0.1], rtol=1e-6)
-    np.testing.assert_allclose(scores[1][1], [0.5, 0.25, 0.25], rtol=1e-6)
-    assert scores[0][1].dtype == np.float64
+    assert [(score.label, score.views) for score in scores.values()] == [(0, 2), (2, 1), (2, 1)]
+    np.testing.assert_allclose(scores[0].mean, [0.4, 0.5, 0.1], rtol=1e-6)
+    np.testing.assert_allclose(scores[1].mean, [0.5, 0.25, 0.25], rtol=1e-6)
+    assert scores[0].log_mean.dtype == np.float64
 
 
 @pytest.mark.parametrize(("limit", "kept"), [(1, [0]), (2, [0, 2]), (3, [0, 1, 2]), (9, [0, 1, 2])])
 def test_a_limit_keeps_the_first_samples_with_all_their_views(limit, kept):
     scores = average_scores(same, BATCHES, limit=limit)
     assert list(scores) == kept
-    assert scores[0][2] == 2
+    assert scores[0].views == 2
 
 
 def test_figures_equal_hand_computation():
@@ -60,7 +64,7 @@ def test_figures_equal_hand_computation():
 
 def test_top5_counts_the_sixth_as_a_miss():
     falling = np.linspace(0.3, 0.01, 7)
-    scores = {index: (index, falling, 1) for index in range(7)}
+    scores = {index: Score(index, np.log(falling), 1) for index in range(7)}
     assert summarize(scores, 7)[0]["top5"] == pytest.approx(5 / 7)
 
 
@@ -69,9 +73,24 @@ def test_equal_scores_rank_by_class_and_nan_is_a_miss():
     assert rank_of(np.full(4, np.nan), 0) == 4
 
 
-def test_a_score_of_zero_gives_a_finite_loss():
-    figures, _ = summarize({0: (1, np.array([1.0, 0.0]), 1)}, 2)
-    assert figures["loss"] == pytest.approx(-math.log(np.finfo(np.float64).tiny))
+# float32 holds no probability below about e-103, float64 none below e-745.
+@pytest.mark.parametrize("margin", [30.0, 200.0, 5000.0])
+@pytest.mark.parametrize("views", [1, 3])
+def test_the_loss_of_extreme_logits_is_that_of_training(margin, views):
+    logits = np.array([[margin, 0.0, -margin], [0.0, margin, 3.0]], "float32")
+    labels = np.array([2, 1])
+    batches = [(mx.nd.array(logits), mx.nd.array(labels), np.array([0, 1]))] * views
+    figures, _ = summarize(average_scores(lambda data: data.asnumpy(), batches), 3)
+    expected = cross_entropy(mx.nd.array(logits), mx.nd.array(labels)).asnumpy().mean()
+    assert expected == pytest.approx(margin, rel=1e-5)
+    assert figures["loss"] == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_what_is_not_finite_is_an_error(value):
+    batch = (mx.nd.array([[1.0, value]]), mx.nd.array([0]), np.array([7]))
+    with pytest.raises(GloReError, match="not finite for sample 7"):
+        average_scores(lambda data: data.asnumpy(), [batch])
 
 
 def test_class_rows():
@@ -96,9 +115,8 @@ def test_predictions():
 
 
 @pytest.mark.parametrize("devices", [1, 3])
-def test_predictor_gives_softmax_of_the_blocks_logits(devices):
+def test_predictor_gives_the_blocks_logits(devices):
     data = np.array([[1.0, 2.0, 3.0], [0.0, 0.0, 0.0]], "float32")
     contexts = [mx.cpu(index) for index in range(devices)]
     found = predictor(lambda part: 2 * part, contexts)(mx.nd.array(data))
-    expected = np.exp(2 * data) / np.exp(2 * data).sum(1, keepdims=True)
-    np.testing.assert_allclose(found, expected, rtol=1e-6)
+    np.testing.assert_array_equal(found, 2 * data)
