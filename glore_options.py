@@ -226,6 +226,7 @@ def number(
             raise argparse.ArgumentTypeError(f"{text} is out of range: it must be {bounds}")
         return value
 
+    convert.__name__ = element.__name__  # for messages of lists
     return convert
 
 
@@ -234,6 +235,39 @@ count = number(int, low=0)
 positive_float = number(float, above=0.0)
 share = number(float, low=0.0, high=1.0)
 seed = number(int, 0, 2**31 - 1)
+# Far beyond any recipe that works; more is a slip, or ends in NaN.
+learning_rate = number(float, above=0.0, high=1e4)
+epochs = number(float, 0.0, 1e6)
+
+
+def size(low: int, high: int, memory: Callable[[int], float], what: str) -> Callable[[str], int]:
+    """Return a kind for a size, which says what memory one that is too large would take.
+
+    Parameters
+    ----------
+    low, high
+        Smallest and largest value.
+    memory
+        Bytes that a value takes.
+    what
+        What takes them.
+    """
+
+    def convert(text: str) -> int:
+        value = number(int)(text)
+        if not low <= value <= high:
+            message = f"{text} is out of range: it must be {low} to {high}"
+            if value > high:
+                message += f" ({what} of {value} takes {memory(value) / 2**30:.3g} GiB)"
+            raise argparse.ArgumentTypeError(message)
+        return value
+
+    return convert
+
+
+# The side of an input, of a colour image in float32; and the width of a GloRe unit's graph.
+pixels = size(1, 8192, lambda side: 12 * side**2, "one image with a side")
+width = size(1, 16384, lambda nodes: 4 * nodes**2, "one weight of a unit's graph")
 
 
 def samples(text: str) -> int:

@@ -12,6 +12,7 @@ from typing import Any, Optional
 from glore_common import write_text
 from mxnet_compat import mx
 
+from .graph_check import is_known, parse_graph, try_graph
 from .params import CheckpointError, check, read_params, split, write_params
 from .paths import SYMBOL, epoch_files, find
 
@@ -24,27 +25,9 @@ def read_symbol(path: str) -> mx.sym.Symbol:
     CheckpointError
         If the file is missing, truncated or no graph of MXNet.
     """
+    graph = parse_graph(path)
     try:
-        with open(path, encoding="utf-8") as stream:
-            text = stream.read()
-        graph = json.loads(text)
-    except OSError as error:
-        raise CheckpointError(f"{path} cannot be read: {error.strerror or error}") from error
-    except ValueError as error:
-        raise CheckpointError(f"{path} is truncated or no JSON: {error}") from error
-    try:
-        # MXNet trusts these numbers.
-        nodes = graph["nodes"]
-        backward = all(
-            0 <= entry[0] < place for place, node in enumerate(nodes) for entry in node["inputs"]
-        )
-        inside = all(0 <= entry[0] < len(nodes) for entry in graph["heads"])
-        arguments = all(0 <= place < len(nodes) for place in graph["arg_nodes"])
-        if not (backward and inside and arguments and graph["heads"]):
-            raise CheckpointError(f"{path} is damaged: its nodes refer to nodes that are not there")
-        return mx.sym.load_json(text)
-    except (KeyError, IndexError, TypeError) as error:
-        raise CheckpointError(f"{path} is no graph of MXNet") from error
+        return mx.sym.load_json(json.dumps(graph))
     except mx.MXNetError as error:
         reason = str(error).strip().splitlines()[-1]
         raise CheckpointError(f"{path} is not understood by MXNet: {reason}") from error
@@ -101,6 +84,18 @@ def save(
     path = epoch_files(prefix, epoch).params
     write_params(path, arrays)
     return path
+
+
+def try_unknown(path: str, shapes: dict[str, tuple[int, ...]]) -> None:
+    """Try a graph in a process of its own, unless it has this project's operators only.
+
+    Raises
+    ------
+    CheckpointError
+        If it does not run.
+    """
+    if not is_known(parse_graph(path)):
+        try_graph(path, shapes)
 
 
 def load(prefix: str, epoch: Optional[int] = None) -> tuple[mx.sym.Symbol, dict, dict]:

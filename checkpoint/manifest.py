@@ -154,18 +154,20 @@ def read_manifest(path: str) -> Manifest:
             content = json.load(stream)
     except FileNotFoundError:
         raise CheckpointError(f"{path}, the manifest, does not exist") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}, the manifest, cannot be read: {error}") from error
     if not isinstance(content, dict) or content.pop("checksum", None) != _checksum(content):
         raise CheckpointError(f"{path}, the manifest, is damaged: its checksum differs")
-    if content["format"] == 1:
-        content = _from_format_1(content)
-    elif content["format"] != FORMAT:
+    if content.get("format") not in (1, FORMAT):
         raise CheckpointError(
-            f"{path} has format {content['format']}, this reads 1 to {FORMAT}: it comes from "
+            f"{path} has format {content.get('format')}, this reads 1 to {FORMAT}: it comes from "
             "another version of this project"
         )
-    return Manifest(**{**content, "position": Position(**content["position"])})
+    try:
+        content = _from_format_1(content) if content["format"] == 1 else content
+        return Manifest(**{**content, "position": Position(**content["position"])})
+    except (KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{path} is no manifest of this project: {error!r}") from error
 
 
 def write_manifest(path: str, manifest: Manifest) -> None:

@@ -198,10 +198,11 @@ def _from_table(text: str, epoch: Optional[int], facts: ModelFacts, options, ori
 
 def _from_graph(text: str, files: Files, epoch: Optional[int], crop_size: Optional[int]) -> Model:
     """Return the weights of ``text`` in the graph beside them."""
-    symbol, arg_params, aux_params = graph.load(text, epoch)
-    check_finite({**arg_params, **aux_params}, files.params)
     side = crop_size or DEFAULT_CROP_SIZE
     shape = (3, side, side)
+    graph.try_unknown(files.symbol, {"data": (1, *shape)})
+    symbol, arg_params, aux_params = graph.load(text, epoch)
+    check_finite({**arg_params, **aux_params}, files.params)
     classes = _classes_of(arg_params, files.params)
     facts = ModelFacts("image", None, {}, classes, None, shape, MEAN, STD)
     origin = "the graph beside the weights; mean and std are GloRe's"

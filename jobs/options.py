@@ -15,6 +15,7 @@ from glore_options import (
     group,
     number,
     option,
+    pixels,
     positive_float,
     positive_int,
     seed,
@@ -374,7 +375,7 @@ class ComparisonOptions(Options):
         (), "run on these, not on random data", kind=str, several=True, metavar="FILE"
     )
     crop_size: Optional[int] = option(
-        None, "side of the input in pixels (default: the network's)", kind=positive_int
+        None, "side of the input in pixels (default: the network's)", kind=pixels
     )
     tolerance: float = option(
         1e-5,
@@ -389,7 +390,7 @@ class ComparisonOptions(Options):
     folder: Optional[str] = option(
         None, "accuracy: validation images, a folder per class", metavar="FOLDER"
     )
-    resize: int = option(256, "shorter side before the crop", kind=positive_int)
+    resize: int = option(256, "shorter side before the crop", kind=pixels)
     max_images: Optional[int] = option(None, "stop after so many", kind=positive_int)
     num_workers: Optional[int] = option(None, "decoding processes", kind=count)
     ours: Optional[str] = option(

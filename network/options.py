@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Any, Optional
 
-from glore_options import Options, number, option, positive_int
+from glore_options import Options, number, option, width
 
 from .symbol_context import CONTEXT_KINDS
 from .symbol_glore import FLAVOURS, UNIT_SETTINGS
@@ -30,9 +30,9 @@ class ArchitectureOptions(Options):
         metavar="BLOCKS",
     )
     num_node: Optional[int] = option(
-        None, "nodes of each GloRe unit", kind=positive_int, aliases=("--nodes",)
+        None, "nodes of each GloRe unit", kind=width, aliases=("--nodes",)
     )
-    num_state: Optional[int] = option(None, "states of each GloRe unit", kind=positive_int)
+    num_state: Optional[int] = option(None, "states of each GloRe unit", kind=width)
     normalize: Optional[bool] = option(None, "GloRe units divide by the number of positions")
     glore_flavour: Optional[str] = option(
         None,

@@ -14,7 +14,9 @@ from glore_options import (
     Options,
     comma_list,
     count,
+    epochs,
     group,
+    learning_rate,
     number,
     option,
     positive_float,
@@ -69,7 +71,7 @@ class ScheduleOptions(Options):
         choices=OPTIMIZERS,
     )
     lr_base: Optional[float] = option(
-        0.05, "learning rate after the warm-up", kind=positive_float, aliases=("--lr",)
+        0.05, "learning rate after the warm-up", kind=learning_rate, aliases=("--lr",)
     )
     lr_schedule: Optional[str] = option("step", "how the rate falls", choices=SCHEDULES)
     lr_steps: Optional[tuple[int, ...]] = option(
@@ -85,13 +87,11 @@ class ScheduleOptions(Options):
         aliases=(Alias("--schedule", positive_float, nargs="+", metavar="EPOCH"),),
         metavar="LIST",
     )
-    lr_factor: float = option(0.1, "see --lr-steps", kind=positive_float, aliases=("--gamma",))
-    lr_final: float = option(0.0, "last rate of poly and cosine", kind=number(float, 0.0))
-    lr_power: float = option(0.9, "power of poly", kind=positive_float)
+    lr_factor: float = option(0.1, "see --lr-steps", kind=learning_rate, aliases=("--gamma",))
+    lr_final: float = option(0.0, "last rate of poly and cosine", kind=number(float, 0.0, 1e4))
+    lr_power: float = option(0.9, "power of poly", kind=number(float, above=0.0, high=100.0))
     warmup_steps: Optional[int] = option(0, "steps of the linear warm-up", kind=count)
-    warmup_epochs: Optional[float] = option(
-        None, "the same in passes over the data", kind=number(float, 0.0)
-    )
+    warmup_epochs: Optional[float] = option(None, "the same in passes over the data", kind=epochs)
     warmup_factor: float = option(
         0.1,
         "share of the rate that the warm-up starts from",
@@ -100,7 +100,9 @@ class ScheduleOptions(Options):
     momentum: float = option(
         0.9, "momentum of the optimiser", kind=number(float, 0.0, 0.999), aliases=("--mom",)
     )
-    weight_decay: float = option(1e-4, "weight decay", kind=number(float, 0.0), aliases=("--wd",))
+    weight_decay: float = option(
+        1e-4, "weight decay", kind=number(float, 0.0, 1.0), aliases=("--wd",)
+    )
 
 
 @dataclasses.dataclass
@@ -116,7 +118,7 @@ class PreciseBNOptions(Options):
     precise_bn_batches: tuple[int, int] = option(
         (400, 100),
         "batches for tuning and for the estimate",
-        kind=comma_list(int, 2),
+        kind=comma_list(count, 2),
         metavar="TUNE,ESTIMATE",
     )
 
@@ -376,6 +378,12 @@ class TrainOptions(JobOptions):
             raise UsageError("end_epoch must say how many logged epochs to train")
         if min(self.precise_bn.precise_bn_batches) < 0:
             raise UsageError("precise BatchNorm takes 0 or more batches of each kind")
+        for flag, steps in (
+            ("--lr-steps", self.schedule.lr_steps),
+            ("--lr-step-epochs", self.schedule.lr_step_epochs),
+        ):
+            if steps and list(steps) != sorted(set(steps)):
+                raise UsageError(f"{flag} {','.join(map(str, steps))} must rise")
         self.checkpoints.start()
         devices = self.devices
         distributed = devices.kv_store.startswith("dist")

@@ -1,9 +1,12 @@
 """Training curves and confusion matrices as PNG files (Matplotlib without a display)."""
 
+import functools
+import warnings
 from collections.abc import Sequence
-from typing import Any, NamedTuple, Optional
+from typing import Any, Callable, NamedTuple, Optional
 
 import numpy as np
+from matplotlib import rc_context
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
@@ -14,6 +17,19 @@ MOST_NAMED_CLASSES = 40
 # Losses get a logarithmic axis when the largest is so many times the median: a validation of a run
 # that is about to fail hides everything else otherwise.
 WIDE_RANGE = 20
+
+
+def _plain_text(draw: Callable) -> Callable:
+    """Have names of classes and tasks drawn as they are, also with two dollar signs in them."""
+
+    @functools.wraps(draw)
+    def drawn(*args: Any, **options: Any) -> Any:
+        with rc_context({"text.parse_math": False}), warnings.catch_warnings():
+            # A font that lacks a letter of another script shows a box for it.
+            warnings.filterwarnings("ignore", message="Glyph .* missing from")
+            return draw(*args, **options)
+
+    return drawn
 
 
 def _figure(width: float, height: float) -> Any:
@@ -62,6 +78,7 @@ class Panel(NamedTuple):
     marker: Optional[str] = "."
 
 
+@_plain_text
 def plot_panels(
     panels: Sequence[Panel],
     path: str,
@@ -189,6 +206,7 @@ def plot_history(rows: list[dict], path: str, title: str = "") -> None:
     plot_panels(panels, path, title)
 
 
+@_plain_text
 def plot_confusion(
     matrix: Any, path: str, class_names: Optional[Sequence[str]] = None, title: str = ""
 ) -> None:

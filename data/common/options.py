@@ -4,7 +4,7 @@ import dataclasses
 from typing import Any, Optional
 
 from glore_common import UsageError
-from glore_options import Options, count, option, positive_float, positive_int, three
+from glore_options import Options, count, number, option, positive_int, three
 
 Triple = tuple[float, float, float]
 
@@ -53,17 +53,17 @@ class PixelOptions(Options):
     rgb_mean: Optional[Triple] = option(
         None,
         "what is subtracted, of pixels 0..255 (default: the network's, 124,117,104)",
-        kind=three(float),
+        kind=three(number(float, 0.0, 255.0)),
         metavar="R,G,B",
     )
     rgb_std: Optional[Triple] = option(
         None,
         "what is then divided by (default: the network's, 1 / 0.0167)",
-        kind=three(positive_float),
+        kind=three(number(float, above=0.0, high=1e4)),
         metavar="R,G,B",
     )
     scale: Optional[float] = option(
-        None, "what is multiplied by in place of --rgb-std", kind=positive_float
+        None, "what is multiplied by in place of --rgb-std", kind=number(float, above=0.0, high=1e4)
     )
 
     def normalisation(self, mean: Triple, std: Triple) -> tuple[Triple, Triple]:

@@ -21,6 +21,8 @@ import traceback
 from multiprocessing.connection import Connection
 from typing import Any
 
+# Bytes of data that a worker may have; a clip of 64 frames of 1080p takes 0.4 GiB.
+MEMORY_LIMIT = 4 * 2**30
 # Kinds of messages to the parent.
 READY, DONE, BAD, REFUSED, FAILED = "ready", "done", "bad", "refused", "failed"
 
@@ -57,6 +59,17 @@ def _listen(connection, tasks, parent):
             os._exit(0)
 
 
+def _limit_memory() -> None:
+    """Keep a file that wants all memory from taking it from other processes."""
+    try:
+        import resource
+    except ImportError:  # no Unix
+        return
+    _, most = resource.getrlimit(resource.RLIMIT_DATA)
+    if most == resource.RLIM_INFINITY or most > MEMORY_LIMIT:
+        resource.setrlimit(resource.RLIMIT_DATA, (MEMORY_LIMIT, most))
+
+
 def main(arguments: list[str]) -> int:
     """Serve tasks until the parent closes the pipe.
 
@@ -73,6 +86,7 @@ def main(arguments: list[str]) -> int:
     threading.Thread(target=_listen, args=(connection, tasks, parent), daemon=True).start()
     try:
         os.chdir(arguments[4])
+        _limit_memory()
         import cv2
 
         cv2.setNumThreads(0)

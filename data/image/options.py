@@ -4,7 +4,7 @@ import argparse
 import dataclasses
 from typing import Optional
 
-from glore_options import Alias, comma_list, number, option, positive_int
+from glore_options import Alias, comma_list, number, option, pixels
 
 from ..common.options import ReadingOptions
 
@@ -28,14 +28,14 @@ class ImageReadingOptions(ReadingOptions):
     crop_size: Optional[int] = option(
         None,
         "side of the input in pixels (default: the network's)",
-        kind=positive_int,
+        kind=pixels,
         aliases=(Alias("--image-shape", image_shape, metavar="3,SIDE,SIDE"),),
     )
     resize: Optional[int] = option(
         None,
         "shorter side before a centre crop, and before the crop of --augmentation crop (default: "
         "the input's side / 0.875)",
-        kind=positive_int,
+        kind=pixels,
     )
     record_reader: str = option(
         "own", "of .rec files; native: mx.io.ImageRecordIter", choices=READERS

@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Optional
 
-from glore_options import option, positive_int
+from glore_options import option, pixels, positive_int
 
 from ..common.options import ReadingOptions
 
@@ -30,7 +30,7 @@ class ClipOptions(ReadingOptions):
         None, "frames from one to the next *", kind=positive_int
     )
     val_frame_interval: Optional[int] = option(None, "the same for validation *", kind=positive_int)
-    crop_size: Optional[int] = option(None, "side of the input in pixels *", kind=positive_int)
+    crop_size: Optional[int] = option(None, "side of the input in pixels *", kind=pixels)
     augmentation: Optional[str] = option(
         None,
         "full: random scale, aspect, crop, flip, colours, noise; crop: random crop and flip *",
@@ -51,7 +51,7 @@ class ClipTestOptions(ReadingOptions):
         None, "frames from one to the next (default: as in training)", kind=positive_int
     )
     crop_size: Optional[int] = option(
-        None, "side of the input in pixels (default: as in training)", kind=positive_int
+        None, "side of the input in pixels (default: as in training)", kind=pixels
     )
     num_clips: int = option(1, "clips per video, evenly spread", kind=positive_int)
     num_crops: int = option(1, "crops per clip; see --crops", kind=positive_int)

@@ -9,6 +9,7 @@ which ``import mxnet`` raises ImportError. Either way the deadly order cannot ha
 import functools
 import os
 import re
+import stat
 import sys
 import time
 from collections.abc import Sequence
@@ -54,8 +55,9 @@ def _check_file(path):
         status = os.stat(path)
     except OSError as error:
         raise VideoError(path, error.strerror or str(error)) from None
-    if os.path.isdir(path):
-        raise VideoError(path, "it is a folder")
+    if not stat.S_ISREG(status.st_mode):
+        # A pipe would be waited for, /dev/zero read until memory is full.
+        raise VideoError(path, "it is a folder, a pipe or a device, and no file")
     if status.st_size == 0:
         raise VideoError(path, "the file is empty")
     if not os.access(path, os.R_OK):

@@ -3,6 +3,7 @@
 import logging
 import os
 import pickle
+import re
 import struct
 import subprocess
 import sys
@@ -318,10 +319,20 @@ def test_flipped_bytes_never_raise_anything_else(saved):
         (lambda text: text[: len(text) // 2], "truncated or no JSON"),
         (lambda text: "", "truncated or no JSON"),
         (lambda text: "[1, 2]", "no graph of MXNet"),
-        (lambda text: '{"nodes": []}', "no graph of MXNet"),
+        (lambda text: '{"nodes": []}', "has no nodes"),
         (lambda text: text.replace('"heads": [[', '"heads": [[9'), "refer to nodes"),
-        (lambda text: text.replace('"inputs": [[0, 0, 0]', '"inputs": [[50, 0, 0]'), "refer to"),
+        (lambda text: text.replace('"inputs": [[0, 0, 0]', '"inputs": [[50, 0, 0]'), "refers to"),
         (lambda text: text.replace('"BatchNorm"', '"NoSuchOperator"'), "not understood by MXNet"),
+        # What ended the process: a segmentation fault, a division by zero, a stack that overflows.
+        (lambda text: text.replace('"heads": [[', '"heads": [[-1, 0, 0], ['), "are not there"),
+        (lambda text: re.sub(r'("inputs": \[\[\d+), 0,', r"\1, -1,", text), "not there"),
+        (lambda text: re.sub(r'("inputs": \[\[\d+), 0,', r"\1, 7,", text), "not there"),
+        (
+            lambda text: text.replace('"num_filter"', '"num_group": "0", "num_filter"'),
+            "num_group 0",
+        ),
+        (lambda text: re.sub(r'"kernel": "[^"]*"', '"kernel": "(-5, 3)"', text), "out of range"),
+        (lambda text: "[" * 200_000, "truncated or no JSON"),
     ],
 )
 def test_damaged_graphs(saved, damage, message):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+import shlex
 
 import pytest
 import yaml
@@ -61,7 +62,14 @@ def test_lists_are_numbers_not_letters():
         (["--end-epoch", "0"], "out of range"),
         (["--lr-base", "-1"], "above 0"),
         (["--lr-base", "nan"], "out of range"),
-        (["--weight-decay", "inf"], "out of range"),
+        (["--weight-decay", "inf"], "it must be 0 or more and at most 1"),
+        (["--lr-base", "1e308"], "it must be above 0 and at most 10000"),
+        (["--warmup-epochs", "inf"], "out of range"),
+        (["--num-node", "100000"], "1 to 16384 (one weight of a unit's graph of 100000 takes 37.3"),
+        (["--crop-size", "20000"], "1 to 8192 (one image with a side of 20000 takes 4.47 GiB)"),
+        (["--rgb-mean", "nan"], "out of range: it must be 0 or more and at most 255"),
+        (["--rgb-mean", "a,b,c"], "'a' is no number"),
+        (["--precise-bn-batches", "4,-1"], "out of range"),
         (["--max-steps", "2.5"], "no whole number"),
         (["--random-seed", "-1"], "out of range"),
         (["--gpus", "0,0"], "different GPUs"),
@@ -192,3 +200,21 @@ def test_default_devices_ask_mxnet(caplog):
 
 def test_the_groups_named_first_come_first():
     assert list(KineticsOptions().groups())[:4] == ["network", "data", "pixels", "schedule"]
+
+
+@pytest.mark.parametrize("words", [("--lr-steps", "5,3,1"), ("--lr-step-epochs", "30,30")])
+def test_steps_of_the_schedule_must_rise(words):
+    options = parsed(*words)
+    options.run.end_epoch = 1
+    with pytest.raises(UsageError, match=f"{words[0]} .* must rise"):
+        options.check()
+
+
+def test_the_command_that_continues_a_run():
+    options = parsed("--network", "TINY_GLORE", "--resume", "none", "--overwrite", "--keep", 2)
+    options.checkpoints.task_name = "my task"
+    words = shlex.split(options.continuation())
+    expected = ["--network", "TINY_GLORE", "--keep", "2", "--task-name", "my task"]
+    assert words[-8:] == [*expected, "--resume", "auto"]
+    assert "--overwrite" not in words
+    assert words.count("--resume") == 1

@@ -221,3 +221,12 @@ def test_confusion_picture_is_dark_where_the_counts_are(tmp_path):
 def test_confusion_refuses(tmp_path, matrix, names):
     with pytest.raises(UsageError):
         plot_confusion(matrix, str(tmp_path / "confusion.png"), names)
+
+
+def test_names_are_drawn_as_they_are(tmp_path):
+    # Matplotlib would take what stands between two dollar signs for a formula, and fail.
+    names = ["a$^^$", "<b> & c_d%\\frac{", "汉字", "日本$"]
+    plots.plot_confusion(np.eye(4), str(tmp_path / "x.png"), names, "$^^$ of $")
+    plots.plot_metric([row(1), row(2)], "loss", str(tmp_path / "y.png"), "$^^$")
+    assert cv2.imread(str(tmp_path / "x.png")) is not None
+    assert cv2.imread(str(tmp_path / "y.png")) is not None
