@@ -131,9 +131,15 @@ def atomic_path(path: PathLike) -> Iterator[str]:
             os.remove(temporary)
 
 
-def is_temporary(name: str, stem: str) -> bool:
-    """Return whether a file's name is one of :func:`atomic_path`'s for names that begin so."""
-    return re.fullmatch(rf"\.{re.escape(stem)}.*\.[0-9a-f]{{16}}\.tmp(\.\w+)?", name) is not None
+def temporaries(folder: str, stems: Iterable[str]) -> list[str]:
+    """Return what is left of :func:`atomic_path` for names that begin so, by killed processes."""
+    if not os.path.isdir(folder):
+        return []
+    begin = "|".join(re.escape(stem) for stem in stems)
+    pattern = re.compile(rf"\.({begin}).*\.[0-9a-f]{{16}}\.tmp(\.\w+)?")
+    return [
+        os.path.join(folder, name) for name in sorted(os.listdir(folder)) if pattern.fullmatch(name)
+    ]
 
 
 def check_writable(path: PathLike, what: str, size: int = 0) -> None:

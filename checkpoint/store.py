@@ -21,7 +21,7 @@ import time
 from collections.abc import Iterator, Mapping
 from typing import Any, Optional
 
-from glore_common import Locked, UsageError, file_lock, is_temporary
+from glore_common import Locked, UsageError, file_lock, temporaries
 from mxnet_compat import mx
 
 from .graph import write_symbol
@@ -213,12 +213,8 @@ class CheckpointStore:
             files = Files(stem)
             if not os.path.exists(files.manifest):
                 found += [path for path in (files.params, files.states) if os.path.exists(path)]
-        if os.path.isdir(self.model_dir):
-            found += [
-                os.path.join(self.model_dir, name)
-                for name in sorted(os.listdir(self.model_dir))
-                if any(is_temporary(name, f"{self.task}_{kind}-") for kind in ("ep", "step"))
-            ]
+        names = (f"{self.task}_ep-", f"{self.task}_step-", f"{self.task}_options")
+        found += temporaries(self.model_dir, names)
         return found
 
     def clean(self) -> None:

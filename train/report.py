@@ -19,7 +19,7 @@ from typing import Any, Callable, Optional
 from tqdm import tqdm
 
 from checkpoint.manifest import Position
-from glore_common import GloReError, UsageError, write_text
+from glore_common import GloReError, UsageError, temporaries, write_text
 
 from .plots import plot_history
 
@@ -222,6 +222,11 @@ class Reporter:
 
     def open(self, step: int) -> None:
         """Start reporting at ``step``; events of later steps of an earlier run are dropped."""
+        if self.files:
+            folder, name = os.path.split(self.history_path)
+            stems = (name[: -len(".csv")], os.path.basename(self.curves_path)[: -len(".png")])
+            for path in temporaries(folder or ".", stems):
+                os.remove(path)
         if self.events_path is None:
             return
         try:
