@@ -78,9 +78,10 @@ glore_requirements() { # prints what the environment holds
 
 glore_check_driver() {
     if [ -n "$glore_gpu" ]; then
-        "$glore_venv/bin/python" -c 'import ctypes; ctypes.CDLL("libcuda.so.1")' 2>/dev/null ||
-            glore_fail "GLORE_GPU is set, but this machine has no NVIDIA driver (libcuda.so.1 is" \
-                "not found). Install the driver, or unset GLORE_GPU to use the CPU."
+        "$glore_venv/bin/python" -c 'import ctypes; ctypes.CDLL("libcuda.so.1")' 2>/dev/null && return
+        [ -e "$glore_stamp" ] || rm -rf "$glore_venv"
+        glore_fail "GLORE_GPU is set, but this machine has no NVIDIA driver (libcuda.so.1 is" \
+            "not found). Install the driver, or unset GLORE_GPU to use the CPU."
     elif [ -e /proc/driver/nvidia/version ] || command -v nvidia-smi >/dev/null 2>&1; then
         echo "This machine has an NVIDIA driver; for MXNet on the GPU: GLORE_GPU=1 $0" >&2
     fi

@@ -116,3 +116,13 @@ def test_mixup_blends_data_and_targets_alike():
     assert (target.asnumpy() > 0).sum() > 4
     again, _ = Mixup(0.5, 4)(data, mx.nd.arange(4), np.random.RandomState(3))
     np.testing.assert_array_equal(again.asnumpy(), mixed.asnumpy())
+
+
+def test_labels_may_be_shares_of_classes():
+    logits = [[3.0, 2.0, 1.0], [1.0, 2.0, 3.0]]
+    assert hits(logits, [[0.7, 0.2, 0.1], [0.7, 0.2, 0.1]], (1, 2)) == [1, 1]
+    assert hits(logits, [[0.2, 0.7, 0.1], [0.1, 0.2, 0.7]], (1, 2)) == [1, 2]
+
+
+def test_what_is_kept_by_default():
+    assert StreamingMetrics().names == ("loss", "top1", "top5")

@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+from train_runs import train_options
 
 from glore_common import UsageError
 from mxnet_compat import mx
@@ -13,6 +14,7 @@ from train.schedule import (
     MultiFactorScheduler,
     PolyScheduler,
     make_schedule,
+    schedule_for,
     steps_from_samples,
 )
 
@@ -84,3 +86,55 @@ def test_bad_usage(arguments):
 def test_unknown_name_lists_the_nearest_first():
     with pytest.raises(UsageError, match="known are cosine"):
         make_schedule("cosin", 0.1)
+
+
+@pytest.mark.parametrize("rate", [0.0, -0.1, float("nan"), float("inf")])
+def test_a_base_rate_must_be_above_zero(rate):
+    with pytest.raises(UsageError, match="base learning rate must be above 0"):
+        ConstantScheduler(rate)
+    assert ConstantScheduler(1e-300)(1) == 1e-300
+
+
+@pytest.mark.parametrize("factor", [0.0, -1.0])
+def test_a_factor_must_be_above_zero(factor):
+    with pytest.raises(UsageError, match="factor must be above 0"):
+        MultiFactorScheduler(0.1, [5], factor)
+    assert MultiFactorScheduler(0.1, [5], 1e-3)(6) == pytest.approx(1e-4)
+
+
+def test_defaults_of_a_schedule():
+    schedule = make_schedule("step", 1.0, [10])
+    assert [schedule(step) for step in (1, 10, 11)] == pytest.approx([1.0, 1.0, 0.1])
+    # Power 0.9 down to 0, without a warm-up.
+    poly = make_schedule("poly", 1.0, total_steps=10)
+    assert poly(5) == pytest.approx(0.5**0.9)
+
+
+def options_of(**given):
+    return train_options(
+        **{"lr_base": 0.1, "lr_schedule": "step", "end_epoch": 8, "epoch_div_factor": 2, **given}
+    )
+
+
+def test_options_make_a_schedule():
+    # 80 samples of 4 a batch, 2 batches a step, on 2 workers: 5 steps.
+    options = options_of(lr_steps=(80,), accumulate=2, warmup_steps=None)
+    schedule = schedule_for(options, 12, 4, 2)
+    assert [schedule(step) for step in (1, 5, 6)] == pytest.approx([0.1, 0.1, 0.01])
+    # The rate grows with the workers only if that is asked for.
+    options = options_of(lr_steps=(), lr_scaling="linear", warmup_steps=0)
+    assert schedule_for(options, 12, 4, 3)(1) == pytest.approx(0.3)
+    assert schedule_for(options, 12, 4)(1) == pytest.approx(0.1)
+
+
+def test_options_count_passes_in_steps():
+    # A pass of 13 batches is 7 and 6 of them, with 2 a step: 4 and 3 steps.
+    options = options_of(lr_step_epochs=(2.0,), accumulate=2, warmup_steps=None, warmup_epochs=1.0)
+    schedule = schedule_for(options, 13, 4)
+    assert schedule(7) == pytest.approx(0.1)
+    assert schedule(3) < 0.1
+    assert [schedule(step) for step in (14, 15)] == pytest.approx([0.1, 0.01])
+    cosine = schedule_for(options_of(lr_schedule="cosine", warmup_steps=0), 13, 4)
+    # 8 logged epochs are 4 passes of 13 steps.
+    assert cosine(52) == pytest.approx(0.0, abs=1e-12)
+    assert cosine(26) == pytest.approx(0.05)

@@ -62,3 +62,12 @@ def test_senseless_arguments(wrong):
         EvenlySampling(4, 1, 0)
     with pytest.raises(UsageError, match="rising pair"):
         RandomSampling(4, 1, speed=(2.0, 1.0))
+
+
+def test_the_slowest_speed_decides_what_is_too_short():
+    # 4 frames, 2 apart, at half the speed span 4 frames of a video, and at the whole one 7.
+    sampler = RandomSampling(4, 2, speed=(0.5, 1.0))
+    rng = np.random.default_rng(0)
+    assert sampler.sample(4, rng) == [0, 1, 2, 3]
+    assert sampler.sample(3, rng) == [0, 1, 2, 0]
+    assert {np.ptp(sampler.sample(5, rng)) for _ in range(50)} <= {3, 4}

@@ -222,6 +222,8 @@ def test_no_flip_where_the_dataset_forbids_it():
     [
         lambda: RandomScale((1.2, 0.8), (224, 340)),
         lambda: PixelJitter((5, 20)),
+        lambda: PixelJitter((1, 20)),
+        lambda: PixelJitter((-20, -1)),
         lambda: transforms.Normalize((0, 0, 0), (1, 0, 1)),
         lambda: transforms.CenterCrop(0),
         lambda: MixedCrop(10, 0),
