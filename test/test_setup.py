@@ -178,6 +178,7 @@ def test_gpu_environment_without_a_driver_downloads_nothing(checkout):
     done = source(checkout, GLORE_GPU=1)
     assert done.returncode == 1
     assert "GLORE_GPU is set, but this machine has no NVIDIA driver" in done.stderr
+    assert not (checkout / ".venv-gpu").exists()
     assert pip_calls(checkout) == []
 
 
