@@ -47,6 +47,7 @@ def checkout(tmp_path, root):
         "cat",
         "mkdir",
         "cp",
+        "rm",
         "mv",
         "cmp",
         "id",
