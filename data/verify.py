@@ -4,7 +4,7 @@ Decodes every frame of every video (``--quick``: eight frames spread over it) in
 processes, writes a report and a list without the bad rows, and notes the frame counts in the
 list's cache. Exit code: 0 when all videos are good, 1 when some are bad, 2 for bad usage.
 
-What no decoder tells: a damaged middle of an MPEG-4 file gives wrong pictures without an error.
+``--exact`` compares a sample of the frames with those of a decoding from the start.
 """
 
 import argparse
@@ -19,11 +19,15 @@ from glore_common import UsageError, module_command, progress, run_main, write_t
 
 from .common.pool import Task, WorkerError, WorkerPool
 from .common.worker_main import BAD, DONE, REFUSED
+from .video.container import HOW, Container
 from .video.list import FrameCounts, VideoList, read_video_list
 from .video.verify_job import VerifyJob
 
 LOGGER = logging.getLogger("glore.data")
-COLUMNS = ("v_id", "label", "path", "status", "frames", "announced", "reason")
+COLUMNS = (
+    *("v_id", "label", "path", "status", "frames", "announced", "reason"),
+    *("format", "codec", "rate", "seconds", "size", "turned", "reader"),
+)
 
 
 class _Results:
@@ -50,6 +54,7 @@ def verify_list(
     quick: bool = False,
     timeout: float = 300.0,
     min_frames: int = 1,
+    exact: bool = False,
 ) -> list[dict[str, Any]]:
     """Check every video of a list.
 
@@ -64,6 +69,8 @@ def verify_list(
         Seconds that one video may take.
     min_frames
         Videos with fewer frames count as bad.
+    exact
+        Compare the reader's frames with those of a decoding from the start.
 
     Returns
     -------
@@ -75,10 +82,11 @@ def verify_list(
         raise UsageError("at least one worker and a time-out above 0 are needed.")
     counts = FrameCounts(video_list)
     report: list[dict[str, Any]] = [
-        dict(zip(COLUMNS, (*row, "bad", 0, 0, "it was not checked"))) for row in video_list.rows
+        dict(zip(COLUMNS, (*row, "bad", 0, 0, "it was not checked", *[""] * 7)))
+        for row in video_list.rows
     ]
     results = _Results()
-    pool = WorkerPool(VerifyJob(quick), num_workers, results.outcome, timeout)
+    pool = WorkerPool(VerifyJob(quick, exact), num_workers, results.outcome, timeout)
     try:
         pool.start()
         with pool.condition:
@@ -89,12 +97,12 @@ def verify_list(
         for task, kind, value in progress(outcomes, "verify", len(report), unit="video"):
             entry = report[task.context]
             if kind == DONE:
-                decoded, announced, size, reason = value
-                entry.update(frames=decoded, announced=announced)
-                counts.note(task.context, decoded, size, replace=not quick)
-                if reason:
+                decoded, announced, size, reason, facts = value
+                entry.update(frames=decoded, announced=announced, **_shown(facts))
+                counts.note(task.context, decoded, size, facts.how, replace=not quick)
+                if reason and decoded < announced:
                     reason = f"only {decoded} of {announced} frames can be decoded: {reason}"
-                elif decoded < min_frames:
+                elif not reason and decoded < min_frames:
                     reason = f"{decoded} frames, fewer than {min_frames}"
                 entry.update(status="bad" if reason else "ok", reason=reason)
             elif kind == BAD:
@@ -109,6 +117,19 @@ def verify_list(
         pool.close()
         counts.save()
     return report
+
+
+def _shown(facts: Container) -> dict[str, Any]:
+    """Return what the report says of a container."""
+    return {
+        "format": facts.format.split(",")[0],
+        "codec": facts.codec,
+        "rate": round(facts.rate, 3),
+        "seconds": round(facts.seconds, 3),
+        "size": f"{facts.width}x{facts.height}",
+        "turned": "yes" if facts.turned else "",
+        "reader": HOW[facts.how],
+    }
 
 
 def write_report(report: list[dict[str, Any]], path: str) -> None:
@@ -170,6 +191,11 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--quick", action="store_true", help="decode eight frames, not all")
     parser.add_argument(
+        "--exact",
+        action="store_true",
+        help="compare a sample of frames with those of a decoding from the start",
+    )
+    parser.add_argument(
         "--min-frames", type=int, default=1, help="shorter videos are bad (default: %(default)s)"
     )
     parser.add_argument(
@@ -197,7 +223,12 @@ def main(argv: Optional[list[str]] = None) -> int:
     clean_path = arguments.clean_list or stem + ".clean.txt"
     _check_places(video_list, report_path, clean_path)
     report = verify_list(
-        video_list, arguments.num_workers, arguments.quick, arguments.timeout, arguments.min_frames
+        video_list,
+        arguments.num_workers,
+        arguments.quick,
+        arguments.timeout,
+        arguments.min_frames,
+        arguments.exact,
     )
     write_report(report, report_path)
     write_clean_list(video_list, report, clean_path)

@@ -8,8 +8,9 @@ import numpy as np
 from glore_common import UsageError, module_command
 
 from ..common.samples import Dataset, Sample
+from .container import UNKNOWN
 from .list import FrameCounts, VideoList
-from .readers import forbid_mxnet, read_frames
+from .readers import forbid_mxnet, how_to_read, read_frames
 
 
 class Sampler(Protocol):
@@ -31,7 +32,8 @@ class Transform(Protocol):
 class ClipRequest(NamedTuple):
     """What is needed to make one clip: its place among the video's clips, and the video.
 
-    ``frames`` were counted when the file had ``size`` bytes; 0 if they were not.
+    ``frames`` were counted when the file had ``size`` bytes, and are found as ``how`` says; 0 if
+    that is not known.
     """
 
     path: str
@@ -39,6 +41,7 @@ class ClipRequest(NamedTuple):
     clip: int
     frames: int
     size: int
+    how: int
 
 
 class VideoDataset(Dataset):
@@ -59,6 +62,8 @@ class VideoDataset(Dataset):
         Clips (copies) of each video.
     frame_counts
         Counts to go by, and where new ones are noted.
+    decoder
+        See :func:`data.video.readers.how_to_read`.
     """
 
     kind = "video"
@@ -72,6 +77,7 @@ class VideoDataset(Dataset):
         views: int = 1,
         num_clips: int = 1,
         frame_counts: Optional[FrameCounts] = None,
+        decoder: str = "auto",
     ) -> None:
         self.video_list = video_list
         self.sampler = sampler
@@ -80,6 +86,7 @@ class VideoDataset(Dataset):
         self.views = views
         self.num_clips = num_clips
         self.frame_counts = frame_counts
+        self.decoder = decoder
 
     def __getstate__(self) -> dict[str, Any]:
         # Requests tell a worker which video to read: the list of all stays here.
@@ -115,7 +122,7 @@ class VideoDataset(Dataset):
     def request(self, index: int) -> ClipRequest:
         """Return what :meth:`load` is to make item ``index`` of."""
         row, clip = divmod(index, self.num_clips)
-        counted = (0, 0) if self.frame_counts is None else self.frame_counts.noted(row)
+        counted = (0, 0, 0) if self.frame_counts is None else self.frame_counts.noted(row)
         return ClipRequest(self.name(index), self.video_list.rows[row].label, clip, *counted)
 
     def prepare(self) -> None:
@@ -128,7 +135,7 @@ class VideoDataset(Dataset):
         Returns
         -------
         Sample
-            ``facts`` is (frames, file size in bytes), for :meth:`note`.
+            ``facts`` is (frames, file size in bytes, how they are found), for :meth:`note`.
 
         Raises
         ------
@@ -137,12 +144,15 @@ class VideoDataset(Dataset):
         """
         path = request.path
         size = os.stat(path).st_size if os.path.exists(path) else 0
+        known = request.size == size
+        counted = request.frames if known else 0
+        how = request.how if known and self.decoder == "auto" else UNKNOWN
 
         def pick(total):
-            readable = min(total, request.frames) if request.size == size else 0
-            return self.sampler.pick(readable or total, rng, request.clip)
+            return self.sampler.pick(min(total, counted) or total, rng, request.clip)
 
-        frames, total = read_frames(path, pick)
+        how = how or how_to_read(path, self.decoder)
+        frames, total = read_frames(path, pick, how=how, counted=counted)
         array = self.transform(frames, rng)
         array = array.reshape((-1, *array.shape[-4:]))
         expected = (self.views, *self.clip_shape)
@@ -151,7 +161,7 @@ class VideoDataset(Dataset):
                 f"the transform gives {array.dtype} {array.shape}, expected float32 {expected} "
                 f"for {path}."
             )
-        return Sample(array, request.label, (total, size))
+        return Sample(array, request.label, (total, size, how))
 
     def note(self, index: int, facts: tuple) -> None:
         """Take up what loading item ``index`` found out (called in the loader's process)."""

@@ -140,7 +140,8 @@ class FrameCounts:
 
     The loader notes a count whenever it opens a file and :mod:`data.verify` notes how many frames
     can really be decoded, so a sampler never asks for the broken tail of a file that was verified.
-    A count belongs to a file size: it is ignored when the file has changed.
+    Beside it stands how the frames are found (:mod:`data.video.container`). What is remembered
+    belongs to a file size: it is ignored when the file has changed.
 
     The cache is a text file beside the list, or in ``$XDG_CACHE_HOME/glore-mxnet/frames`` when
     that folder cannot be written. Its first line is a key made of the list's content, its
@@ -152,7 +153,7 @@ class FrameCounts:
             content = hashlib.sha256(stream.read()).hexdigest()
         modified = os.stat(video_list.path).st_mtime_ns
         root_hash = hashlib.sha256(os.fsencode(video_list.root)).hexdigest()
-        self._key = f"# glore frame counts 1 {content} {modified} {root_hash}"
+        self._key = f"# glore frame counts 2 {content} {modified} {root_hash}"
         stem = f"{os.path.basename(video_list.path)}.{root_hash[:8]}.frames"
         path_hash = hashlib.sha256(os.fsencode(video_list.path)).hexdigest()[:8]
         self._paths = (
@@ -161,6 +162,7 @@ class FrameCounts:
         )
         self._frames = np.zeros(len(video_list.rows), np.int64)
         self._sizes = np.zeros(len(video_list.rows), np.int64)
+        self._hows = np.zeros(len(video_list.rows), np.int64)
         self._changed = False
         self._load()
 
@@ -182,29 +184,32 @@ class FrameCounts:
             except (OSError, ValueError) as error:
                 LOGGER.warning("ignoring the frame count cache %s: %s", path, error)
                 continue
-            if table.shape == (len(self._frames), 2):
-                self._frames, self._sizes = table[:, 0].copy(), table[:, 1].copy()
+            if table.shape == (len(self._frames), 3):
+                self._frames, self._sizes, self._hows = table.T.copy()
                 return
 
-    def noted(self, index: int) -> tuple[int, int]:
-        """Return (frames, size of the file) that were noted for row ``index``: (0, 0) if none."""
-        return int(self._frames[index]), int(self._sizes[index])
+    def noted(self, index: int) -> tuple[int, int, int]:
+        """Return (frames, size of the file, how to read it) as noted for a row; zeros if none."""
+        return int(self._frames[index]), int(self._sizes[index]), int(self._hows[index])
 
     def get(self, index: int, size: int) -> Optional[int]:
         """Return the frame count of row ``index`` if it was noted for a file of ``size`` bytes."""
-        frames, size_then = self.noted(index)
+        frames, size_then, _ = self.noted(index)
         return frames if frames > 0 and size_then == size else None
 
-    def note(self, index: int, frames: int, size: int, replace: bool = False) -> None:
+    def note(self, index: int, frames: int, size: int, how: int = 0, replace: bool = False) -> None:
         """Note that the file of row ``index``, of ``size`` bytes, has ``frames`` frames.
 
         A count that is already there for this size is kept unless ``replace``: it may come from
         decoding the whole file, which knows better than the container's header.
         """
         known = self.get(index, size)
-        if known == frames or (known is not None and not replace):
+        if known is not None and not replace:
+            frames = known
+        how = how or (int(self._hows[index]) if known is not None else 0)
+        if (frames, size, how) == self.noted(index):
             return
-        self._frames[index], self._sizes[index] = frames, size
+        self._frames[index], self._sizes[index], self._hows[index] = frames, size, how
         self._changed = True
 
     def known(self) -> int:
@@ -215,7 +220,8 @@ class FrameCounts:
         """Write the cache if anything was noted; a place that cannot be written is no error."""
         if not self._changed:
             return
-        rows = (f"{frames}\t{size}" for frames, size in zip(self._frames, self._sizes))
+        table = zip(self._frames, self._sizes, self._hows)
+        rows = ("\t".join(map(str, row)) for row in table)
         text = "\n".join([self._key, *rows]) + "\n"
         for path in self._paths:
             with contextlib.suppress(OSError):

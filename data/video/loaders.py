@@ -113,6 +113,7 @@ def get_train_loader(
         RandomSampling(settled(options, "clip_length"), settled(options, "train_frame_interval")),
         train_transform(crop_size, mean, std, flip, settled(options, "augmentation")),
         crop_size,
+        decoder=options.decoder,
     )
     config = LoaderConfig.of(
         options, shuffle=True, seed=seed, last_batch="discard", rank=rank, num_ranks=num_ranks
@@ -142,6 +143,7 @@ def get_val_loader(
         EvenlySampling(settled(options, "clip_length"), settled(options, "val_frame_interval")),
         val_transform(crop_size, mean, std),
         crop_size,
+        decoder=options.decoder,
     )
     return Loader(dataset, LoaderConfig.of(options, on_bad="skip", rank=rank, num_ranks=num_ranks))
 
@@ -192,6 +194,7 @@ def get_test_loader(
         crop_size,
         views,
         clips,
+        options.decoder,
     )
     return Loader(dataset, LoaderConfig.of(options, seed=seed, with_index=True, on_bad="skip"))
 
@@ -203,8 +206,10 @@ def _dataset(
     crop_size: int,
     views: int = 1,
     num_clips: int = 1,
+    decoder: str = "auto",
 ) -> VideoDataset:
     """Return the clips of the list ``where`` (path, root, number of classes), counts cached."""
     videos = read_video_list(*where)
     shape = (3, sampler.num, crop_size, crop_size)
-    return VideoDataset(videos, sampler, transform, shape, views, num_clips, FrameCounts(videos))
+    counts = FrameCounts(videos)
+    return VideoDataset(videos, sampler, transform, shape, views, num_clips, counts, decoder)

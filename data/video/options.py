@@ -11,6 +11,12 @@ AUGMENTATIONS = ("full", "crop")
 CROPS = ("centre", "spatial", "mixed")
 
 
+DECODERS = ("auto", "decord", "pyav")
+DECODER_HELP = (
+    "auto: decord for files whose frames it finds exactly, PyAV for the others; or that one for all"
+)
+
+
 @dataclasses.dataclass
 class ClipOptions(ReadingOptions):
     """Which videos a training reads, and how clips are taken from them.
@@ -36,6 +42,7 @@ class ClipOptions(ReadingOptions):
         "full: random scale, aspect, crop, flip, colours, noise; crop: random crop and flip *",
         choices=AUGMENTATIONS,
     )
+    decoder: str = option("auto", DECODER_HELP, choices=DECODERS)
 
 
 @dataclasses.dataclass
@@ -61,3 +68,4 @@ class ClipTestOptions(ReadingOptions):
         "random ones (default: what fits --num-crops)",
         choices=CROPS,
     )
+    decoder: str = option("auto", DECODER_HELP, choices=DECODERS)

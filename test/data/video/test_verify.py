@@ -40,7 +40,7 @@ def test_report_clean_list_and_exit_code(tmp_path, videos, capsys, options):
     assert [row["status"] for row in report] == ["ok", "bad", "ok", "bad", "bad", "ok"]
     assert [row["frames"] for row in report] == ["20", "0", "9", "0", "0", "1"]
     assert report[2]["path"] == "with space [1] ü.mp4"
-    assert "Error reading" in report[1]["reason"]
+    assert "Invalid data" in report[1]["reason"]
     assert report[3]["reason"] == "No such file or directory"
     assert report[4]["reason"] == "the file is empty"
     clean = read_video_list(tmp_path / "list.clean.txt", tmp_path)
