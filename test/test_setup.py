@@ -48,6 +48,7 @@ def checkout(tmp_path, root):
         "mkdir",
         "cp",
         "mv",
+        "rm",
         "cmp",
         "id",
         "flock",
