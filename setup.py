@@ -94,6 +94,7 @@ setup(
         "graphviz>=0.8.1,<0.9",
         "requests>=2.20",
         "numpy>=1.23,<2; python_version < '3.13'",
+        # NumPy 2.3 has no ndarray.tostring, with which mx.recordio packs images.
         "numpy>=2.1,<2.3; python_version >= '3.13'",
         # As gluoncv asks for. requirements.txt has the headless one, which needs no libGL.
         "opencv-python<4.12; python_version < '3.13'",

@@ -49,6 +49,7 @@ def checkout(tmp_path, root):
         "cp",
         "rm",
         "mv",
+        "rm",
         "cmp",
         "id",
         "flock",
