@@ -1,7 +1,7 @@
 """MXNet's ``ImageRecordIter`` behind the interface of our own loader."""
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, Optional
 
 import numpy as np
 
@@ -131,7 +131,8 @@ class NativeImageLoader(BatchSource):
         """End MXNet's threads. Can be called again."""
         self._iterator = None
 
-    def __iter__(self) -> Iterator[tuple]:
+    def every_batch(self) -> Iterator[Optional[tuple]]:
+        """Begin a pass; see :meth:`data.common.loader.BatchSource.every_batch`."""
         epoch, numbers = self._take_position()
         settings = dict(self._settings)
         if self.config.shuffle:

@@ -94,6 +94,22 @@ def first_label(content: bytes) -> float:
         raise RecordError(f"a record of {len(content)} bytes holds no image") from None
 
 
+def first_labels(path: str, offsets: list[int]) -> list[float]:
+    """Return the first labels of some records, reading only their first bytes.
+
+    Raises
+    ------
+    RecordError
+    """
+    found = []
+    with open(path, "rb") as stream:
+        for offset in offsets:
+            part = _read_part(stream, offset, HEADER.size + 4)
+            if part is not None:
+                found.append(first_label(part[1]))
+    return found
+
+
 def scan_records(path: str) -> tuple[list[int], list[float]]:
     """Find all records of a file, reading only their first bytes.
 

@@ -11,7 +11,7 @@ from images import MEAN, STD, KillingImages, make_classes, pack, picture, write_
 from PIL import Image
 
 from data.common.loader import Loader, LoaderConfig, UnreadableData, write_bad_files
-from data.image.dataset import image_size
+from data.image.decode import header_of
 from data.image.loaders import (
     get_image_train_loader,
     get_image_val_loader,
@@ -188,7 +188,7 @@ def test_images_are_turned_as_exif_says(tmp_path):
     exif[0x0112] = 6  # to be turned by 90 degrees
     Image.fromarray(picture(0, 60, 80)).save(path, exif=exif)
     with open(path, "rb") as stream:
-        assert image_size(stream) == (80, 60)
+        assert header_of(stream).size == (80, 60)
     with val(
         image_source_of_rows([("turned.jpg", 0)], tmp_path), crops="full", resize=30
     ) as loader:
