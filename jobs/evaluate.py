@@ -16,9 +16,10 @@ from typing import Any, NamedTuple, Optional
 
 from data.common.loader import BatchSource, write_bad_files
 from data.common.transforms import default_resize
+from data.image.ilsvrc import classes_of_network
 from data.image.loaders import get_image_val_loader
 from data.image.options import ImageReadingOptions
-from data.image.source import ImageSource, open_image_source
+from data.image.source import ImageSource, open_image_source, with_classes
 from data.video.loaders import get_test_loader
 from dataset import get_config, prepare_demo
 from glore_common import GloReError, UsageError, check_writable, command, write_text
@@ -288,7 +289,9 @@ def image_source(options: EvaluateOptions, model: Model) -> ImageSource:
     if options.data.rec and options.data.folder:
         raise UsageError("give --rec or --folder, not both")
     if asked:
-        return open_image_source(asked, facts.num_classes)
+        names = facts.class_names or classes_of_network(asked, facts.num_classes)
+        labels = options.data.labels
+        return open_image_source(asked, facts.num_classes, names, labels=labels)
     trained = model.options.get("source")
     if not trained:
         raise UsageError(f"{model.path} does not say which images: give --folder DIR or --rec FILE")
@@ -301,7 +304,7 @@ def image_source(options: EvaluateOptions, model: Model) -> ImageSource:
         raise UsageError(
             f"{model.path} was trained without validation images: give --folder DIR or --rec FILE"
         )
-    return part
+    return with_classes(part, facts.class_names)
 
 
 # --- clips ----------------------------------------------------------------------------------------

@@ -118,6 +118,9 @@ class ImageSourceOptions(Options):
         metavar="FILE",
         compare=False,
     )
+    cub_boxes: bool = option(
+        False, "cub200: cut the images to the birds' bounding boxes (bounding_boxes.txt)"
+    )
     num_classes: Optional[int] = option(
         None,
         "(default: counted in the training data, which for a .rec file takes a pass over it)",
@@ -308,6 +311,12 @@ class EvaluationDataOptions(ClipTestOptions, ImageTestOptions):
     )
     rec: Optional[str] = option(None, "images: .rec file of im2rec", metavar="FILE")
     folder: Optional[str] = option(None, "images: folder of classes", metavar="DIR")
+    labels: Optional[str] = option(
+        None,
+        "of a --folder without class folders, as ILSVRC's val: file that has the images' classes "
+        "(default: the development kit's or another known one near the folder)",
+        metavar="FILE",
+    )
     crops: Optional[str] = option(
         None,
         "clips: centre, spatial (3 along the longer side), mixed (the centre and random ones); "

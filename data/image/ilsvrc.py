@@ -17,13 +17,14 @@ import logging
 import os
 import re
 from collections.abc import Sequence
-from typing import Optional
+from typing import Any, Optional
 
 from glore_common import printable
 
 from .source import (
     ImageSource,
     SourceError,
+    class_folders,
     files_below,
     image_source_of_rows,
     is_image,
@@ -48,10 +49,30 @@ NUMBERED = re.compile(r"_val_(\d{8})\.\w+$")
 def imagenet_synsets() -> tuple[str, ...]:
     """Return the 1000 synsets of ILSVRC 2012 in the order in which networks number them."""
     # The package needs the patches of mxnet_compat before MXNet.
-    import mxnet_compat  # noqa: F401
     from gluoncv.data.imagenet.classification import ImageNet1kAttr
 
+    import mxnet_compat  # noqa: F401
+
     return tuple(ImageNet1kAttr().synset)
+
+
+def classes_of_network(source: Any, num_classes: int) -> Optional[tuple[str, ...]]:
+    """Return the classes of a network that does not name them, if a folder tells that it is ILSVRC.
+
+    Parameters
+    ----------
+    source
+        What is going to be tested on: a path, or an :class:`data.image.source.ImageSource`.
+    num_classes
+        Of the network.
+    """
+    if num_classes != 1000 or isinstance(source, ImageSource) or not os.path.isdir(source):
+        return None
+    names = class_folders(source)
+    if not names or not all(SYNSET.fullmatch(name) for name in names):
+        return None
+    synsets = imagenet_synsets()
+    return synsets if set(names) <= set(synsets) else None
 
 
 def find_labels(folder: str) -> Optional[str]:

@@ -67,7 +67,10 @@ class NativeImageLoader(BatchSource):
                 "for training and with an .idx file."
             )
         self.source = source
-        samples = len(source.samples) // config.num_ranks
+        samples = len(source.samples)
+        if config.num_ranks > 1:
+            # MXNet gives all ranks but the last ones the share rounded up; all take as many steps.
+            samples -= -(-samples // config.num_ranks) * (config.num_ranks - 1)
         whole, rest = divmod(samples, config.batch_size)
         self.batches = whole + (1 if rest and not train else 0)
         self.num_samples = whole * config.batch_size if train else samples

@@ -418,11 +418,33 @@ def _warn_of_one_label(path, samples, num_classes):
         )
 
 
+def with_classes(source: ImageSource, class_names: Optional[Sequence[str]]) -> ImageSource:
+    """Return a source with its classes numbered as a network's are, by their names.
+
+    Without names on either side the numbers stay.
+
+    Raises
+    ------
+    SourceError
+        If the network does not know some of them: the message lists all of these.
+    """
+    names = source.class_names
+    if names is None or class_names is None or tuple(names) == tuple(class_names):
+        return source
+    numbers = resolve_classes(names, class_names, source.origin, "class")
+    samples = tuple(
+        sample._replace(label=None if sample.label is None else numbers[names[sample.label]])
+        for sample in source.samples
+    )
+    return dataclasses.replace(
+        source, samples=samples, num_classes=len(class_names), class_names=tuple(class_names)
+    )
+
+
 def open_image_source(
     source: Union[ImageSource, str],
     num_classes: Optional[int] = None,
     class_names: Optional[Sequence[str]] = None,
-    complete: bool = False,
     labels: Optional[str] = None,
 ) -> ImageSource:
     """Return ``source``, or what lies at a path, as an :class:`ImageSource`.
@@ -435,9 +457,6 @@ def open_image_source(
         What the network has: labels must be below it.
     class_names
         Classes and their order in the training data.
-    complete
-        A folder must have ``num_classes`` classes unless ``class_names`` are known: fewer could not
-        be told apart.
     labels
         See :func:`read_image_folder`.
 
@@ -449,7 +468,7 @@ def open_image_source(
     if not isinstance(source, ImageSource):
         path = os.fspath(source)
         if os.path.isdir(path):
-            if complete and class_names is None and len(class_folders(path)) == num_classes:
+            if class_names is None and len(class_folders(path)) == num_classes:
                 # In their order, some may be empty.
                 class_names = class_folders(path)
             source = read_image_folder(path, class_names, labels)
@@ -470,13 +489,11 @@ def open_image_source(
             f"{source.origin} has {source.num_classes} classes, more than the {num_classes} of the "
             "network."
         )
-    if complete and not source.records:
-        raise SourceError(
-            f"{source.origin} has {source.num_classes} classes, the network {num_classes}, and "
-            "nothing says what these are called: which ones are missing cannot be told. Make a "
-            "folder for each class, empty where there are no images."
-        )
     LOGGER.warning(
-        "%s has %d classes, the network %d", source.origin, source.num_classes, num_classes
+        "%s has %d classes, the network %d, whose names are not known: these are taken for its "
+        "first ones",
+        source.origin,
+        source.num_classes,
+        num_classes,
     )
     return dataclasses.replace(source, num_classes=num_classes)
