@@ -1,9 +1,9 @@
 """From the bytes of an image file to pixels: size, orientation and decoder are chosen here alone.
 
-What a file is follows from its content, not from its name. The header is read by Pillow, the pixels
-by OpenCV, and by Pillow where OpenCV does not know the format (GIF, AVIF: the first frame). An image
-is turned as its header says, in EXIF or else in XMP, for all formats alike: OpenCV 4.11 turns JPEG
-and PNG only, and knows no XMP.
+What a file is follows from its content, not from its name. The header is read by Pillow; the pixels
+by OpenCV, or by Pillow where OpenCV does not know the format (GIF, AVIF: the first frame). An image
+is turned as its header says, in EXIF or else in XMP, for all formats alike. (OpenCV 4.11 turns
+JPEG, PNG and TIFF, and knows no XMP.)
 """
 
 import functools
