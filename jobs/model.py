@@ -14,7 +14,7 @@ import numpy as np
 from checkpoint import graph
 from checkpoint.manifest import read_manifest
 from checkpoint.params import CheckpointError, check, check_finite, param_shapes
-from checkpoint.paths import Files, find, stem_of
+from checkpoint.paths import Files, find, split_key, stem_of
 from checkpoint.released import locate
 from glore_common import UsageError
 from mxnet_compat import mx
@@ -244,7 +244,8 @@ def open_model(
     text = locate(weights)
     overrides = dict(overrides or {})
     # A file of another kind (.pth) has no others beside it.
-    foreign = os.path.isfile(text) and stem_of(text) == text
+    file = split_key(text)[0]
+    foreign = os.path.isfile(file) and stem_of(file) == file
     files = Files(text) if foreign else find(text, epoch)
     path = text if foreign else files.params
     manifest = None

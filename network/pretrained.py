@@ -17,7 +17,7 @@ from typing import Any, Optional
 
 import numpy as np
 
-from checkpoint.gluoncv_names import from_gluoncv
+from checkpoint.gluoncv_names import from_gluoncv, is_gluoncv, our_name
 from checkpoint.graph import load, save
 from checkpoint.params import (
     STREAM_START,
@@ -32,9 +32,9 @@ from checkpoint.params import (
     read_params,
     split,
 )
-from checkpoint.paths import find
+from checkpoint.paths import find, split_key
 from checkpoint.torch_file import read_torch_file, read_with_torch
-from checkpoint.torch_names import to_mxnet_name
+from checkpoint.torch_names import strip_module, to_mxnet_name
 from glore_common import module_command, run_main
 from mxnet_compat import mx
 
@@ -49,6 +49,8 @@ from .initializer import (
     other_classifier,
 )
 
+# What auxiliary states' names end in.
+STATES = ("moving_mean", "moving_var")
 LOGGER = logging.getLogger("glore")
 
 
@@ -62,16 +64,31 @@ def _standalone_prefix(names: Sequence[str], symbol_names: Sequence[str]) -> str
     return ends[0] if len(ends) == 1 else ""
 
 
-def _our_names(state_dict: Mapping[str, Any], symbol: mx.sym.Symbol) -> Arrays:
-    """Return {our name: NumPy array} of a PyTorch state dict."""
+def _with_kinds(params: Mapping[str, Any]) -> Arrays:
+    """Put ``arg:`` or ``aux:`` before names that have neither, as their endings tell."""
+    return {
+        name
+        if name.startswith(("arg:", "aux:"))
+        else f"{'aux' if name.endswith(STATES) else 'arg'}:{name}": value
+        for name, value in params.items()
+    }
+
+
+def _our_names(state_dict: Mapping[str, Any], symbol: Optional[mx.sym.Symbol]) -> Arrays:
+    """Return {our name: NumPy array} of a PyTorch state dict; see :func:`read_source`."""
     found: Arrays = {}
+    short = {name: strip_module(name) for name in state_dict}
+    # torchvision's and timm's ResNets have the layout of gluoncv's, and nearly its names.
+    foreign = any(is_gluoncv(name) for name in short.values())
     for name, value in state_dict.items():
         if name.endswith("num_batches_tracked"):
             continue
-        ours = to_mxnet_name(name)
+        ours = (foreign and our_name(short[name])) or to_mxnet_name(name)
         if ours in found:
             raise CheckpointError(f"the state dict has {ours} twice, once as {name}")
         found[ours] = numpy_of(value, name)
+    if symbol is None:
+        return _with_kinds(found)
     known = symbol.list_arguments() + symbol.list_auxiliary_states()
     prefix = _standalone_prefix(list(found), known)
     return {prefix + name: value for name, value in found.items()}
@@ -113,17 +130,18 @@ def _float32(params: Mapping[str, Any]) -> Arrays:
 
 
 def read_source(
-    source: str, symbol: mx.sym.Symbol, epoch: Optional[int] = None
+    source: str, symbol: Optional[mx.sym.Symbol], epoch: Optional[int] = None
 ) -> tuple[Arrays, Arrays, str]:
     """Read pretrained parameters of either kind, which is told by the content.
 
     Parameters
     ----------
     source
-        An MXNet prefix or ``.params`` file (gluoncv's ResNets too, see
-        :mod:`checkpoint.gluoncv_names`), or a PyTorch file.
+        An MXNet prefix or ``.params`` file, or a PyTorch file (``FILE:KEY``: what lies under this
+        key of it). ResNets of gluoncv, torchvision and timm too, see
+        :mod:`checkpoint.gluoncv_names`.
     symbol
-        Tells arguments from auxiliary states where the file does not.
+        Tells arguments from auxiliary states where the file does not; without it the names do.
     epoch
         Of a prefix; the newest by default.
 
@@ -135,15 +153,17 @@ def read_source(
         The file that was read.
     """
     source = os.fspath(source)
-    path = source if os.path.isfile(source) else find(source, epoch).params
+    path = split_key(source)[0]
+    path = path if os.path.isfile(path) else find(source, epoch).params
     try:
         with open(path, "rb") as stream:
             start = stream.read(len(STREAM_START))
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror or error}") from error
     if start.startswith(ZIP_START) or start == STREAM_START:
-        return (*split(_our_names(read_torch_file(path), symbol), path, symbol), path)
-    return (*split(from_gluoncv(read_params(path)), path, symbol), path)
+        return (*split(_our_names(read_torch_file(source), symbol), path, symbol), path)
+    params = from_gluoncv(read_params(path))
+    return (*split(_with_kinds(params) if symbol is None else params, path, symbol), path)
 
 
 def load_pretrained(
@@ -285,7 +305,8 @@ def convert(
     """
     state_dict = (read_with_torch if use_torch else read_torch_file)(source)
     if num_classes is None:
-        bias = next((v for n, v in state_dict.items() if n.endswith("classifier.bias")), None)
+        heads = ("classifier.bias", "fc.bias")
+        bias = next((v for n, v in state_dict.items() if n.endswith(heads)), None)
         num_classes = None if bias is None else len(bias)
     symbol, input_conf = get_symbol(network, num_classes=num_classes)
     inputs = {"data": (1, *input_conf.data_shape)}

@@ -113,7 +113,9 @@ def decode_image(encoded: bytes, name: str, max_pixels: int = DEFAULT_MAX_PIXELS
         raise ImageError(name, "the file is empty")
     header = header_of(io.BytesIO(encoded))
     if header is None and not encoded.startswith(KNOWN_STARTS):
-        raise ImageError(name, f"its {len(encoded)} bytes are no image of a kind that is read")
+        raise ImageError(
+            name, f"its {len(encoded)} bytes are no whole image of a kind that is read"
+        )
     if header is not None and header.height * header.width > max_pixels:
         raise ImageError(
             name, f"it has {header.width} x {header.height} pixels, more than {max_pixels:,}"

@@ -4,7 +4,7 @@ import argparse
 import dataclasses
 from typing import Optional
 
-from glore_options import Alias, comma_list, number, option, pixels
+from glore_options import Alias, comma_list, number, option, pixels, positive_int
 
 from ..common.options import ReadingOptions
 from .source import DEFAULT_MAX_PIXELS
