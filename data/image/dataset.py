@@ -191,7 +191,7 @@ class ImageDataset(Dataset):
         if box is not None:
             left, top, width, height = box_within(box, image.shape[1], image.shape[0])
             image = image[top : top + height, left : left + width]
-        self._resized(*image.shape[:2], name)
+        self._resized(image.shape[0], image.shape[1], name)
         # An image is a clip of one frame: (1, H, W, 3) -> (…, 3, 1, h, w) -> (views, 3, h, w)
         array = self.transform(image[None], rng)
         array = array.reshape((-1, *array.shape[-4:]))[:, :, 0]

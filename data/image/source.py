@@ -8,7 +8,7 @@ import dataclasses
 import logging
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import NamedTuple, Optional, Union
+from typing import Any, NamedTuple, Optional, Union
 
 from glore_common import GloReError, UsageError, closest_first, printable
 
@@ -75,7 +75,7 @@ class ImageSource:
     records: bool = False
     origin: str = ""
     index_path: Optional[str] = None
-    boxes: Mapping[Union[str, int], Box] = dataclasses.field(default_factory=dict)
+    boxes: Mapping[Any, Box] = dataclasses.field(default_factory=dict)
 
     def name(self, index: int) -> str:
         """Return the file of sample ``index``, or the record's place."""
