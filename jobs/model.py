@@ -13,7 +13,7 @@ import numpy as np
 
 from checkpoint import graph
 from checkpoint.manifest import read_manifest
-from checkpoint.params import CheckpointError, check, check_finite, param_shapes
+from checkpoint.params import CheckpointError, check, check_finite, infer_shapes, param_shapes
 from checkpoint.paths import Files, find, split_key, stem_of
 from checkpoint.released import locate
 from glore_common import UsageError
@@ -203,9 +203,21 @@ def _from_graph(text: str, files: Files, epoch: Optional[int], crop_size: Option
     graph.try_unknown(files.symbol, {"data": (1, *shape)})
     symbol, arg_params, aux_params = graph.load(text, epoch)
     check_finite({**arg_params, **aux_params}, files.params)
-    classes = _classes_of(arg_params, files.params)
-    facts = ModelFacts("image", None, {}, classes, None, shape, MEAN, STD)
     origin = "the graph beside the weights; mean and std are GloRe's"
+    wider = graph.as_float32(symbol)
+    if wider is not None:
+        symbol, origin = wider, f"{origin}; computed in float32, not float16"
+    if wider is not None or any(v.dtype == np.float16 for v in arg_params.values()):
+        arg_params, aux_params = (
+            {name: value.astype("float32") for name, value in params.items()}
+            for params in (arg_params, aux_params)
+        )
+    try:
+        # Whatever its classifier is called.
+        classes = infer_shapes(logits(symbol), {"data": (1, *shape)})[-1][1][-1]
+    except (UsageError, IndexError):
+        classes = _classes_of(arg_params, files.params)
+    facts = ModelFacts("image", None, {}, classes, None, shape, MEAN, STD)
     return Model(symbol, arg_params, aux_params, facts, files.params, {}, origin)
 
 

@@ -10,6 +10,7 @@ another shape.
 
 import argparse
 import logging
+import math
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -18,7 +19,7 @@ from typing import Any, Optional
 import numpy as np
 
 from checkpoint.gluoncv_names import from_gluoncv, is_gluoncv, our_name
-from checkpoint.graph import load, save
+from checkpoint.graph import load, normalisations, read_symbol, save
 from checkpoint.params import (
     STREAM_START,
     ZIP_START,
@@ -32,7 +33,7 @@ from checkpoint.params import (
     read_params,
     split,
 )
-from checkpoint.paths import find, split_key
+from checkpoint.paths import Files, find, split_key, stem_of
 from checkpoint.torch_file import read_torch_file, read_with_torch
 from checkpoint.torch_names import strip_module, to_mxnet_name
 from glore_common import module_command, run_main
@@ -162,8 +163,63 @@ def read_source(
         raise CheckpointError(f"{path} cannot be read: {error.strerror or error}") from error
     if start.startswith(ZIP_START) or start == STREAM_START:
         return (*split(_our_names(read_torch_file(source), symbol), path, symbol), path)
-    params = from_gluoncv(read_params(path))
+    params = from_gluoncv(_as_its_graph_reads(read_params(path), path, symbol))
     return (*split(_with_kinds(params) if symbol is None else params, path, symbol), path)
+
+
+def _as_its_graph_reads(params: Arrays, path: str, symbol: Optional[mx.sym.Symbol]) -> Arrays:
+    """Return a file's parameters such that ``symbol`` does with them what their own graph does.
+
+    Their own is the graph beside the file, if there is one. Where it says ``fix_gamma``, gammas
+    count as 1 whatever the file has. Another ``eps`` than ours becomes a part of the running
+    variance: ``var + eps`` is what counts when statistics are not those of a batch.
+
+    Raises
+    ------
+    CheckpointError
+        If such a variance would be negative.
+    """
+    beside = Files(stem_of(path)).symbol
+    if not os.path.exists(beside):
+        return params
+    try:
+        theirs = normalisations(read_symbol(beside))
+    except CheckpointError as error:
+        LOGGER.warning("%s: its own graph is not compared with ours: %s", path, error)
+        return params
+    params = dict(params)
+    key = {name.removeprefix("arg:").removeprefix("aux:"): name for name in params}
+    fixed = [gamma for gamma, norm in theirs.items() if norm.fix_gamma and gamma in key]
+    changed = [gamma for gamma in fixed if (params[key[gamma]] != 1).any()]
+    for gamma in changed:
+        params[key[gamma]] = np.ones_like(params[key[gamma]])
+    if changed:
+        LOGGER.info(
+            "%s: %d gammas count as 1, as its own graph has them (fix_gamma): %s",
+            path,
+            len(changed),
+            listing(changed),
+        )
+    foreign = any(map(is_gluoncv, params))
+    ours = {} if symbol is None else normalisations(symbol)
+    moved: list[str] = []
+    negative: list[str] = []
+    for gamma, norm in theirs.items():
+        own = ours.get((foreign and our_name(gamma)) or gamma)
+        if own is None or norm.var not in key or math.isclose(own.eps, norm.eps, rel_tol=1e-5):
+            continue
+        var = params[key[norm.var]].astype("float32") + np.float32(norm.eps - own.eps)
+        params[key[norm.var]] = var
+        (negative if (var < 0).any() else moved).append(f"{gamma} ({norm.eps:g}, ours {own.eps:g})")
+    if negative:
+        raise CheckpointError(
+            f"{path}: eps of its own graph is smaller than ours, and some variances are too small "
+            f"to make up for that: {listing(negative)}. Use it with its own graph, without "
+            "--network"
+        )
+    if moved:
+        LOGGER.info("%s: another eps, which the variances take up: %s", path, listing(moved))
+    return params
 
 
 def load_pretrained(
