@@ -11,7 +11,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from glore_common import UsageError, atomic_path
+from glore_common import UsageError, atomic_path, printable
 
 MOST_NAMED_CLASSES = 40
 # Losses get a logarithmic axis when the largest is so many times the median: a validation of a run
@@ -239,7 +239,7 @@ def plot_confusion(
     axis.set_xlabel("predicted class")
     axis.set_ylabel("true class")
     if few:
-        names = class_names or [str(index) for index in range(classes)]
+        names = [printable(str(name)) for name in class_names or range(classes)]
         axis.set_xticks(range(classes), names, rotation=90)
         axis.set_yticks(range(classes), names)
         for row in range(classes):

@@ -128,7 +128,7 @@ class ImageDataset(Dataset):
             raise ImageError(
                 name,
                 f"its {width} x {height} pixels would be {size[1]} x {size[0]} when resized, more "
-                f"than {self.max_pixels:,}",
+                f"than --max-pixels {self.max_pixels:,}",
             )
         return size
 

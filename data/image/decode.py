@@ -8,6 +8,7 @@ JPEG, PNG and TIFF, and knows no XMP.)
 
 import functools
 import io
+import warnings
 from typing import IO, NamedTuple, Optional
 
 import cv2
@@ -50,6 +51,8 @@ def _formats() -> tuple[str, ...]:
     """Prepare Pillow and return those of the formats that it was built with."""
     # The bound is ours (see decode_image), and Pillow's would only warn.
     Image.MAX_IMAGE_PIXELS = None
+    # Of a damaged file the loader says what matters, once.
+    warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
     Image.init()
     return tuple(name for name in FORMATS if name in Image.OPEN)
 
@@ -118,7 +121,9 @@ def decode_image(encoded: bytes, name: str, max_pixels: int = DEFAULT_MAX_PIXELS
         )
     if header is not None and header.height * header.width > max_pixels:
         raise ImageError(
-            name, f"it has {header.width} x {header.height} pixels, more than {max_pixels:,}"
+            name,
+            f"it has {header.width} x {header.height} pixels, more than --max-pixels "
+            f"{max_pixels:,}",
         )
     flags = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
     try:
