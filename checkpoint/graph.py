@@ -12,12 +12,9 @@ from typing import Any, NamedTuple, Optional
 from glore_common import write_text
 from mxnet_compat import mx
 
-from .graph_check import is_known, parse_graph, try_graph
+from .graph_check import is_known, make_float32, parse_graph, try_graph
 from .params import CheckpointError, check, read_params, split, write_params
 from .paths import SYMBOL, epoch_files, find
-
-# MXNet's numbers of types, as variables have them.
-FLOAT32, FLOAT16 = "0", "2"
 
 
 def read_symbol(path: str) -> mx.sym.Symbol:
@@ -58,21 +55,9 @@ def normalisations(symbol: mx.sym.Symbol) -> dict[str, Normalisation]:
 
 
 def as_float32(symbol: mx.sym.Symbol) -> Optional[mx.sym.Symbol]:
-    """Return a graph that computes in float32 what ``symbol`` does in float16.
-
-    None is returned for a graph without float16. MXNet has no float16 on a CPU.
-    """
+    """Return a graph that computes in float32 what ``symbol`` does in float16; None: nothing."""
     content = json.loads(symbol.tojson())
-    changed = False
-    for node in content["nodes"]:
-        attributes = node.get("attrs", {})
-        if attributes.get("dtype") == "float16":
-            attributes["dtype"] = "float32"
-            changed = True
-        if attributes.get("__dtype__") == FLOAT16:
-            attributes["__dtype__"] = FLOAT32
-            changed = True
-    return mx.sym.load_json(json.dumps(content)) if changed else None
+    return mx.sym.load_json(json.dumps(content)) if make_float32(content) else None
 
 
 def write_symbol(path: str, symbol: mx.sym.Symbol) -> None:
