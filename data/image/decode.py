@@ -13,7 +13,7 @@ from typing import IO, NamedTuple, Optional
 
 import cv2
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageFile
 
 from ..common.samples import UnreadableFile
 from .source import DEFAULT_MAX_PIXELS
@@ -139,6 +139,8 @@ def decode_image(encoded: bytes, name: str, max_pixels: int = DEFAULT_MAX_PIXELS
 
 def _decode_with_pillow(encoded: bytes, name: str) -> np.ndarray:
     formats = _formats()
+    # gluoncv, once imported, lets Pillow fill up what is missing.
+    ImageFile.LOAD_TRUNCATED_IMAGES = False
     try:
         with Image.open(io.BytesIO(encoded), formats=formats) as image:
             return np.asarray(image.convert("RGB"))
