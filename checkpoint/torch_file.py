@@ -106,7 +106,8 @@ _INERT = {
         for name in ("scalar", "_reconstruct")
     ),
     *(("pathlib", f"{pure}{kind}Path") for pure in ("", "Pure") for kind in ("Posix", "Windows")),
-    *(("builtins", name) for name in ("int", "float", "bool", "str", "list", "dict", "tuple")),
+    *(("builtins", name) for name in ("int", "long", "float", "bool", "str", "unicode")),
+    *(("builtins", name) for name in ("list", "dict", "tuple")),
     *(("datetime", name) for name in ("date", "datetime", "timedelta")),
 }
 # Plain containers, which stand for themselves. (A device's Size is a tuple, a Counter a dict.)
