@@ -125,16 +125,14 @@ def decode_image(encoded: bytes, name: str, max_pixels: int = DEFAULT_MAX_PIXELS
             f"it has {header.width} x {header.height} pixels, more than --max-pixels "
             f"{max_pixels:,}",
         )
-    flags = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
+    flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
     try:
         image = cv2.imdecode(np.frombuffer(encoded, np.uint8), flags)
     except (cv2.error, MemoryError):
         image = None
-    if image is not None:
-        rgb = cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
-    else:
-        rgb = _decode_with_pillow(encoded, name)
-    return rgb if header is None else turned(rgb, header.orientation)
+    if image is None:
+        image = _decode_with_pillow(encoded, name)
+    return image if header is None else turned(image, header.orientation)
 
 
 def _decode_with_pillow(encoded: bytes, name: str) -> np.ndarray:
