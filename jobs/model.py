@@ -5,6 +5,7 @@ weights, then from the names and shapes of the weights themselves. :attr:`Model.
 """
 
 import dataclasses
+import json
 import logging
 import os
 from typing import Any, Optional
@@ -16,6 +17,7 @@ from checkpoint.manifest import read_manifest
 from checkpoint.params import CheckpointError, check, check_finite, param_shapes
 from checkpoint.paths import Files, find, stem_of
 from checkpoint.released import locate
+from checkpoint.safetensors_file import is_safetensors, read_safetensors
 from glore_common import UsageError
 from mxnet_compat import mx
 from network.block import build_block
@@ -26,6 +28,8 @@ from network.specs import MEAN, STD
 
 LOGGER = logging.getLogger("glore")
 DEFAULT_CROP_SIZE = 224
+# Under which files of other forms (.safetensors, .onnx) hold :meth:`ModelFacts.as_dict`, as JSON.
+FACTS = "glore"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -209,6 +213,29 @@ def _from_graph(text: str, files: Files, epoch: Optional[int], crop_size: Option
     return Model(symbol, arg_params, aux_params, facts, files.params, {}, origin)
 
 
+def _is_video(path: str) -> bool:
+    """Return whether a graph has 3D convolutions, and so reads clips.
+
+    How many frames it takes no graph says: its network must be found to know its input.
+    """
+    inner = graph.read_symbol(path).get_internals()
+    kernels = [node.attr("kernel") for node in inner]
+    return any(kernel is not None and kernel.count(",") == 2 for kernel in kernels)
+
+
+def _described(path: str) -> Optional[dict[str, Any]]:
+    """Return what the metadata of a ``.safetensors`` file say of its network, if anything."""
+    if not is_safetensors(path):
+        return None
+    text = read_safetensors(path)[1].get(FACTS)
+    try:
+        content = None if text is None else json.loads(text)
+    except ValueError as error:
+        raise CheckpointError(f"{path}: its metadata are damaged: {error}") from error
+    # A graph of another program has no row: its names must show what it is.
+    return content if content and content.get("network") else None
+
+
 def open_model(
     weights: str,
     epoch: Optional[int] = None,
@@ -222,8 +249,8 @@ def open_model(
     Parameters
     ----------
     weights
-        ``TASK_ep`` or another prefix (its newest epoch), ``.params``, ``.pth``, or the name of a
-        released network.
+        ``TASK_ep`` or another prefix (its newest epoch), ``.params``, ``.pth``, ``.safetensors``,
+        or the name of a released network.
     epoch
         Of a prefix.
     network
@@ -257,11 +284,15 @@ def open_model(
         facts = ModelFacts.from_dict(manifest.model, files.manifest)
         facts = dataclasses.replace(facts, overrides={**facts.overrides, **overrides})
         origin = f"{os.path.basename(files.manifest)}, its manifest"
+    elif network is None and foreign and _described(path) is not None:
+        facts = ModelFacts.from_dict(_described(path), path)
+        facts = dataclasses.replace(facts, overrides={**facts.overrides, **overrides})
+        origin = f"the metadata of {os.path.basename(path)}"
     elif network is not None:
         arg_params, _, _ = read_source(text, get_symbol(network, **overrides)[0], epoch)
         facts = _facts_of_row(network, overrides, _classes_of(arg_params, path))
         origin = f"the table's row of {facts.network}"
-    elif not foreign and os.path.exists(files.symbol):
+    elif not foreign and os.path.exists(files.symbol) and not _is_video(files.symbol):
         if overrides:
             flags = ", ".join(f"--{name.replace('_', '-')}" for name in overrides)
             raise UsageError(

@@ -33,6 +33,7 @@ from checkpoint.params import (
     split,
 )
 from checkpoint.paths import find
+from checkpoint.safetensors_file import is_safetensors, read_safetensors
 from checkpoint.torch_file import read_torch_file, read_with_torch
 from checkpoint.torch_names import to_mxnet_name
 from glore_common import module_command, run_main
@@ -62,7 +63,7 @@ def _standalone_prefix(names: Sequence[str], symbol_names: Sequence[str]) -> str
     return ends[0] if len(ends) == 1 else ""
 
 
-def _our_names(state_dict: Mapping[str, Any], symbol: mx.sym.Symbol) -> Arrays:
+def _our_names(state_dict: Mapping[str, Any], symbol: Optional[mx.sym.Symbol]) -> Arrays:
     """Return {our name: NumPy array} of a PyTorch state dict."""
     found: Arrays = {}
     for name, value in state_dict.items():
@@ -72,6 +73,8 @@ def _our_names(state_dict: Mapping[str, Any], symbol: mx.sym.Symbol) -> Arrays:
         if ours in found:
             raise CheckpointError(f"the state dict has {ours} twice, once as {name}")
         found[ours] = numpy_of(value, name)
+    if symbol is None:
+        return found
     known = symbol.list_arguments() + symbol.list_auxiliary_states()
     prefix = _standalone_prefix(list(found), known)
     return {prefix + name: value for name, value in found.items()}
@@ -112,8 +115,18 @@ def _float32(params: Mapping[str, Any]) -> Arrays:
     return {name: numpy_of(value, name).astype("float32") for name, value in params.items()}
 
 
+def _split(
+    arrays: Arrays, where: str, symbol: Optional[mx.sym.Symbol]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Split parameters into arguments and auxiliary states, without a graph by their names."""
+    if symbol is not None:
+        return split(arrays, where, symbol)
+    kinds = {n: "aux" if n.endswith(("moving_mean", "moving_var")) else "arg" for n in arrays}
+    return split({f"{kinds[name]}:{name}": value for name, value in arrays.items()}, where)
+
+
 def read_source(
-    source: str, symbol: mx.sym.Symbol, epoch: Optional[int] = None
+    source: str, symbol: Optional[mx.sym.Symbol], epoch: Optional[int] = None
 ) -> tuple[Arrays, Arrays, str]:
     """Read pretrained parameters of either kind, which is told by the content.
 
@@ -121,9 +134,11 @@ def read_source(
     ----------
     source
         An MXNet prefix or ``.params`` file (gluoncv's ResNets too, see
-        :mod:`checkpoint.gluoncv_names`), or a PyTorch file.
+        :mod:`checkpoint.gluoncv_names`), a PyTorch file, or a ``.safetensors`` file with PyTorch's
+        names.
     symbol
-        Tells arguments from auxiliary states where the file does not.
+        Tells arguments from auxiliary states where the file does not; without it names do, in
+        files with PyTorch's.
     epoch
         Of a prefix; the newest by default.
 
@@ -139,10 +154,13 @@ def read_source(
     try:
         with open(path, "rb") as stream:
             start = stream.read(len(STREAM_START))
+        as_safetensors = is_safetensors(path)
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror or error}") from error
+    if as_safetensors:
+        return (*_split(_our_names(read_safetensors(path)[0], symbol), path, symbol), path)
     if start.startswith(ZIP_START) or start == STREAM_START:
-        return (*split(_our_names(read_torch_file(path), symbol), path, symbol), path)
+        return (*_split(_our_names(read_torch_file(path), symbol), path, symbol), path)
     return (*split(from_gluoncv(read_params(path)), path, symbol), path)
 
 
