@@ -12,6 +12,8 @@ COMMANDS = {
     "train-imagenet": ("train_imagenet", "train an image network"),
     "train-classifier": ("train_classifier", "train a fine-grained image classifier"),
     "evaluate": ("evaluate", "test a checkpoint on clips or images"),
+    "predict": ("predict", "say what videos or images show"),
+    "extract-features": ("extract_features", "write features, find neighbours"),
     "export": ("export", "write a checkpoint as ONNX, .pth or .safetensors"),
     "compare-released": ("compare_released", "compare the released weights with this code"),
     "launch": ("launch", "run a training command as a job of several processes"),

@@ -7,11 +7,10 @@ checkpoint.
 """
 
 import dataclasses
-import json
 import logging
 import os
 import time
-from typing import Any, Optional
+from typing import Optional
 
 import numpy as np
 
@@ -22,10 +21,10 @@ from checkpoint.torch_names import to_mxnet_name, to_torch_name
 from glore_common import UsageError, command
 from glore_options import JobOptions, Options, group, option, parse, positive_float, positive_int
 from mxnet_compat import mx
-from network.onnx_graph import OnnxError, OnnxNet, difference, to_onnx, write_onnx
+from network.onnx_graph import OnnxError, OnnxNet, difference, write_onnx
 from train.report import log_to
 
-from .model import FACTS, Model, open_model
+from .model import Model, open_model
 from .options import WeightsOptions
 
 LOGGER = logging.getLogger("glore")
@@ -65,15 +64,6 @@ class ExportOptions(JobOptions):
     export: ExportFileOptions = group(ExportFileOptions)
 
 
-def metadata_of(model: Model) -> dict[str, str]:
-    """Return what an exported file says of its network: the manifest's ``model``, and its source.
-
-    The first is JSON under :data:`jobs.model.FACTS`.
-    """
-    facts = json.dumps(model.facts.as_dict(), ensure_ascii=False)
-    return {FACTS: facts, "source": os.path.basename(model.path)}
-
-
 def torch_arrays(model: Model) -> Arrays:
     """Return a network's parameters under the names of upstream's PyTorch networks.
 
@@ -90,19 +80,6 @@ def torch_arrays(model: Model) -> Arrays:
             raise CheckpointError(f"{name} has no PyTorch name of its own: {theirs} is another's")
         found[theirs] = numpy_of(value, name)
     return found
-
-
-def onnx_of(model: Model) -> Any:
-    """Return a network as an ONNX model with its metadata."""
-    facts = model.facts
-    return to_onnx(
-        model.symbol,
-        model.arg_params,
-        model.aux_params,
-        facts.data_shape,
-        metadata_of(model),
-        facts.network or "network",
-    )
 
 
 def check_onnx(model: Model, path: str, tolerance: float) -> float:
@@ -146,12 +123,12 @@ def main(argv: Optional[list[str]] = None) -> None:
         LOGGER.info("Network    %s (%s)", model.facts.network or model.path, model.origin)
         started = time.perf_counter()
         if ending == ".onnx":
-            write_onnx(path, onnx_of(model))
+            write_onnx(path, model.onnx())
         elif ending == ".pth":
             write_torch_file(path, torch_arrays(model))
         else:
             # "format" says whose layouts the arrays have; other readers ask for it.
-            write_safetensors(path, torch_arrays(model), {**metadata_of(model), "format": "pt"})
+            write_safetensors(path, torch_arrays(model), {**model.metadata(), "format": "pt"})
         LOGGER.info(
             "Written    %s (%.1f MB, %.1f s)",
             path,

@@ -8,7 +8,7 @@ import dataclasses
 import json
 import logging
 import os
-from typing import Any, Optional
+from typing import Any, Callable, Optional
 
 import numpy as np
 
@@ -20,11 +20,13 @@ from checkpoint.released import locate
 from checkpoint.safetensors_file import is_safetensors, read_safetensors
 from glore_common import UsageError
 from mxnet_compat import mx
-from network.block import build_block
+from network.block import SymbolNet, build_block
 from network.builder import InputConf, get_spec, get_symbol, logits
 from network.identify import identify_network
+from network.onnx_graph import OnnxNet, to_onnx
 from network.pretrained import read_source
 from network.specs import MEAN, STD
+from train.scoring import predictor
 
 LOGGER = logging.getLogger("glore")
 DEFAULT_CROP_SIZE = 224
@@ -157,16 +159,53 @@ class Model:
         params = {**self.arg_params, **self.aux_params}
         return all(tuple(params[name].shape) == shape for name, shape in {**args, **auxs}.items())
 
-    def block(self, contexts: list) -> mx.gluon.Block:
-        """Return the network as a block that gives logits (n, classes), for prediction."""
+    def block(self, contexts: list, output: Optional[str] = None) -> SymbolNet:
+        """Return the network as a block for prediction.
+
+        It gives logits (n, classes), or what the node ``output`` computes.
+        """
         return build_block(
             self.symbol,
             InputConf(self.facts.data_shape, self.facts.mean, self.facts.std),
             ctx=contexts,
             params=(self.arg_params, self.aux_params),
-            output=logits(self.symbol).name,
+            output=output or logits(self.symbol).name,
             training=False,
         )
+
+    def onnx(self) -> Any:
+        """Return the network as an ONNX model (``onnx.ModelProto``) that says what this knows."""
+        return to_onnx(
+            self.symbol,
+            self.arg_params,
+            self.aux_params,
+            self.facts.data_shape,
+            self.metadata(),
+            self.facts.network or "network",
+        )
+
+    def metadata(self) -> dict[str, str]:
+        """Return what an exported file says: the facts, as JSON under :data:`FACTS`, and where
+        the weights come from."""
+        facts = json.dumps(self.facts.as_dict(), ensure_ascii=False)
+        return {FACTS: facts, "source": os.path.basename(self.path)}
+
+    def predictor(
+        self, contexts: list, backend: str = "mxnet"
+    ) -> Callable[[mx.nd.NDArray], np.ndarray]:
+        """Return a function from a batch (n, …), an NDArray, to logits (n, classes).
+
+        Parameters
+        ----------
+        contexts
+            That MXNet runs on.
+        backend
+            'mxnet' or 'onnx', which runs on the CPU.
+        """
+        if backend == "mxnet":
+            return predictor(self.block(contexts), contexts)
+        net = OnnxNet(self.onnx().SerializeToString())
+        return lambda data: net.run(data.asnumpy())
 
 
 def _classes_of(arg_params: dict, where: str) -> int:

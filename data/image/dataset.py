@@ -4,8 +4,10 @@ Files and records are decoded by OpenCV, which turns images as their EXIF orient
 """
 
 import concurrent.futures
+import copy
 import dataclasses
 import io
+from collections.abc import Sequence
 from typing import IO, Any, Optional
 
 import cv2
@@ -17,7 +19,7 @@ from glore_common import UsageError, progress
 from ..common.samples import Dataset, Sample, UnreadableFile
 from ..common.transforms import Compose, Resize
 from .records import RecordError, read_record, unpack
-from .source import ImageSource, SourceError, name_of
+from .source import ImageSource, SourceError, name_of, source_of_files
 
 EXIF_ORIENTATION = 0x0112
 
@@ -107,6 +109,14 @@ class ImageDataset(Dataset):
         # Requests tell a worker which image to read: the list of all stays here.
         source = dataclasses.replace(self.source, samples=())
         return {**self.__dict__, "source": source, "_sizes": [], "_stream": None}
+
+    def with_files(self, paths: Sequence[str]) -> "ImageDataset":
+        """Return the same crops of other images, which have no labels (all are 0)."""
+        if not self.uniform:
+            raise UsageError("images of their own size are not read from other files.")
+        other = copy.copy(self)
+        other.source = source_of_files(paths)
+        return other
 
     def __len__(self) -> int:
         return len(self.source.samples)

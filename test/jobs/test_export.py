@@ -65,7 +65,7 @@ def tiny(tmp_path):
     )
     object.__setattr__(model, "facts", facts)
     path = str(tmp_path / "tiny.safetensors")
-    export.write_safetensors(path, export.torch_arrays(model), export.metadata_of(model))
+    export.write_safetensors(path, export.torch_arrays(model), model.metadata())
     return path, model
 
 

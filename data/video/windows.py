@@ -1,0 +1,196 @@
+"""Windows of long videos: clips that begin at given frames, made in any process without MXNet."""
+
+import os
+from collections.abc import Sequence
+from typing import Any, NamedTuple, Optional
+
+import numpy as np
+
+from ..common.samples import Dataset, Sample
+from .dataset import VideoDataset
+from .readers import VideoError, read_frames
+
+# Frames per second of a file that does not say.
+USUAL_RATE = 25.0
+
+
+class Length(NamedTuple):
+    """Frames of a video, and how many of them make a second."""
+
+    frames: int
+    rate: float
+
+
+class WindowSampling:
+    """A clip of ``num`` frames, ``interval`` apart, that begins at a given frame.
+
+    A video too short for one gives what :class:`data.video.sampler.EvenlySampling` gives of it:
+    its frames in turn, again and again.
+    """
+
+    def __init__(self, num: int, interval: int) -> None:
+        self.num = num
+        self.interval = interval
+
+    def pick(self, range_max: int, rng: Any, copy_id: int) -> list[int]:
+        """Return the indices of the frames of the clip that begins at frame ``copy_id``."""
+        del rng
+        if (self.num - 1) * self.interval + 1 > range_max:
+            return [place % range_max for place in range(self.num)]
+        wanted = range(copy_id, copy_id + self.num * self.interval, self.interval)
+        return [min(frame, range_max - 1) for frame in wanted]
+
+
+def length_of(path: str) -> Length:
+    """Return how long a video is.
+
+    Raises
+    ------
+    VideoError
+        If it cannot be read.
+    """
+    found = 0
+
+    def pick(total: int) -> list[int]:
+        nonlocal found
+        found = total
+        return [0]
+
+    read_frames(path, pick)
+    return Length(found, rate_of(path))
+
+
+def rate_of(path: str) -> float:
+    """Return the frames per second that a file announces, or what is usual if none."""
+    import av
+
+    try:
+        with av.open(os.path.abspath(path)) as container:
+            rate = container.streams.video[0].average_rate
+    except (av.FFmpegError, IndexError, ValueError) as error:
+        raise VideoError(path, str(error)) from None
+    return float(rate) if rate and 0 < rate <= 1000 else USUAL_RATE
+
+
+def window_starts(
+    length: Length, stride: float, span: int, most: Optional[int] = None
+) -> list[int]:
+    """Return the frames at which windows begin.
+
+    Parameters
+    ----------
+    length
+        Of the video.
+    stride
+        Seconds from one window to the next.
+    span
+        Frames from the first to the last of a window, both counted. The last window is the last one
+        that is whole; a video shorter than that has one.
+    most
+        As many at most, evenly spread.
+    """
+    step = stride * length.rate
+    last = max(0, length.frames - span)
+    count = 1 + int(last / step + 1e-9)
+    starts = [min(last, round(number * step)) for number in range(count)]
+    if most is not None and count > most:
+        starts = [round(last * number / max(1, most - 1)) for number in range(most)]
+    return sorted(set(starts))
+
+
+class LengthDataset(Dataset):
+    """The lengths of videos as samples: (1, 2) float32, frames and frames per second."""
+
+    kind = "video"
+    advice = "Remove the bad files from what is read."
+
+    def __init__(self, clips: VideoDataset) -> None:
+        self.clips = clips
+
+    def __len__(self) -> int:
+        return len(self.clips.video_list.rows)
+
+    @property
+    def origin(self) -> str:
+        """Where the videos come from."""
+        return self.clips.origin
+
+    def shape_of(self, index: int) -> tuple[int, ...]:
+        """Return (1, 2)."""
+        return (1, 2)
+
+    def name(self, index: int) -> str:
+        """Return the file."""
+        return self.clips.video_list.full_path(index)
+
+    def request(self, index: int) -> str:
+        """Return the file."""
+        return self.name(index)
+
+    def prepare(self) -> None:
+        """Renounce MXNet."""
+        self.clips.prepare()
+
+    def load(self, request: str, rng: np.random.Generator) -> Sample:
+        """Look at one file."""
+        return Sample(np.array([length_of(request)], np.float32), 0)
+
+
+class WindowDataset(Dataset):
+    """Windows of videos as samples; item ``i`` is the window ``windows[i]``.
+
+    Parameters
+    ----------
+    clips
+        How clips are made, and of which videos.
+    sampler
+        Which frames make a window.
+    windows
+        Row of a video, and the frame that a window of it begins at.
+    """
+
+    kind = "video"
+    advice = LengthDataset.advice
+
+    def __init__(
+        self, clips: VideoDataset, sampler: WindowSampling, windows: Sequence[tuple[int, int]]
+    ) -> None:
+        # Its own copy, of the same files.
+        files = [clips.video_list.full_path(row) for row in range(len(clips.video_list.rows))]
+        self.clips = clips.with_files(files)
+        self.clips.num_clips = 1
+        self.clips.sampler = sampler
+        self.views = clips.views
+        self.windows = windows
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "windows": ()}
+
+    def __len__(self) -> int:
+        return len(self.windows)
+
+    @property
+    def origin(self) -> str:
+        """Where the videos come from."""
+        return self.clips.origin
+
+    def shape_of(self, index: int) -> tuple[int, ...]:
+        """Return (views, 3, T, h, w)."""
+        return self.clips.shape_of(0)
+
+    def name(self, index: int) -> str:
+        """Return the file."""
+        return self.clips.name(self.windows[index][0])
+
+    def request(self, index: int) -> Any:
+        """Return what :meth:`load` is to make the window of."""
+        row, start = self.windows[index]
+        return self.clips.request(row)._replace(clip=start)
+
+    def prepare(self) -> None:
+        """Renounce MXNet."""
+        self.clips.prepare()
+
+    def load(self, request: Any, rng: np.random.Generator) -> Sample:
+        """Read one window."""
+        return self.clips.load(request, rng)
