@@ -14,6 +14,7 @@ COMMANDS = {
     "evaluate": ("evaluate", "test a checkpoint on clips or images"),
     "predict": ("predict", "say what videos or images show"),
     "extract-features": ("extract_features", "write features, find neighbours"),
+    "serve": ("serve", "answer uploaded files over HTTP"),
     "export": ("export", "write a checkpoint as ONNX, .pth or .safetensors"),
     "compare-released": ("compare_released", "compare the released weights with this code"),
     "launch": ("launch", "run a training command as a job of several processes"),

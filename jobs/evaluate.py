@@ -392,8 +392,15 @@ def evaluate_clips(options: EvaluateOptions, model: Model, contexts: list) -> di
 # --- command --------------------------------------------------------------------------------------
 
 
-def read_model(options: EvaluateOptions) -> Model:
-    """Return the network that the command line names, with its mean and std settled."""
+def read_model(options: Any) -> Model:
+    """Return the network that the command line names, with its mean and std settled.
+
+    Parameters
+    ----------
+    options
+        With the groups ``network`` (:class:`~jobs.options.WeightsOptions`), ``data``
+        (:class:`~jobs.options.ViewOptions`) and ``pixels``.
+    """
     network, data = options.network, options.data
     weights = network.weights
     if weights is None and network.model_subpath:

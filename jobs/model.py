@@ -216,7 +216,7 @@ def _classes_of(arg_params: dict, where: str) -> int:
     raise CheckpointError(f"{where} has no classifier: it holds no classifier_bias")
 
 
-def _facts_of_row(network: str, overrides: dict[str, Any], num_classes: int) -> ModelFacts:
+def facts_of_row(network: str, overrides: dict[str, Any], num_classes: int) -> ModelFacts:
     """Return what the table says of a network."""
     _, conf = get_symbol(network, num_classes, **overrides)
     task = "video" if len(conf.data_shape) == 4 else "image"
@@ -329,7 +329,7 @@ def open_model(
         origin = f"the metadata of {os.path.basename(path)}"
     elif network is not None:
         arg_params, _, _ = read_source(text, get_symbol(network, **overrides)[0], epoch)
-        facts = _facts_of_row(network, overrides, _classes_of(arg_params, path))
+        facts = facts_of_row(network, overrides, _classes_of(arg_params, path))
         origin = f"the table's row of {facts.network}"
     elif not foreign and os.path.exists(files.symbol) and not _is_video(files.symbol):
         if overrides:
@@ -362,4 +362,4 @@ def _identified(text: str, epoch: Optional[int], overrides: dict[str, Any]) -> M
             f"{path} has neither a manifest nor a graph beside it, and its network is not "
             f"recognised ({error}): name its network with --network"
         ) from error
-    return _facts_of_row(found.name, {**found.overrides, **overrides}, found.num_classes)
+    return facts_of_row(found.name, {**found.overrides, **overrides}, found.num_classes)

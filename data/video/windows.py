@@ -41,6 +41,40 @@ class WindowSampling:
         return [min(frame, range_max - 1) for frame in wanted]
 
 
+class Announced(NamedTuple):
+    """What a file says of itself: frames per second, seconds (0: nothing), and the frames' size."""
+
+    rate: float
+    seconds: float
+    width: int
+    height: int
+
+
+def announced(path: str) -> Announced:
+    """Return what a file says of itself; nothing of it is decoded.
+
+    Raises
+    ------
+    VideoError
+        If it holds no video.
+    """
+    import av
+
+    try:
+        with av.open(os.path.abspath(path), metadata_errors="ignore") as container:
+            stream = container.streams.video[0]
+            rate = float(stream.average_rate or 0)
+            seconds = container.duration / av.time_base if container.duration else 0.0
+            return Announced(
+                rate if 0 < rate <= 1000 else USUAL_RATE, seconds, stream.width, stream.height
+            )
+    except IndexError:
+        raise VideoError(path, "it has no video") from None
+    except (av.FFmpegError, UnicodeError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise VideoError(path, f"FFmpeg cannot open it: {reason}") from None
+
+
 def length_of(path: str) -> Length:
     """Return how long a video is.
 
@@ -57,19 +91,7 @@ def length_of(path: str) -> Length:
         return [0]
 
     read_frames(path, pick)
-    return Length(found, rate_of(path))
-
-
-def rate_of(path: str) -> float:
-    """Return the frames per second that a file announces, or what is usual if none."""
-    import av
-
-    try:
-        with av.open(os.path.abspath(path)) as container:
-            rate = container.streams.video[0].average_rate
-    except (av.FFmpegError, IndexError, ValueError) as error:
-        raise VideoError(path, str(error)) from None
-    return float(rate) if rate and 0 < rate <= 1000 else USUAL_RATE
+    return Length(found, announced(path).rate)
 
 
 def window_starts(
