@@ -24,12 +24,10 @@ def write_checkpoint(path, network="TINY_GLORE", classes=CLASSES, interval=2, si
     """Write a network of seeded weights as .safetensors; return its path."""
     symbol, conf = get_symbol(network, len(classes), **({"crop_size": size} if size else {}))
     args, auxs = param_shapes(logits(symbol), {"data": (1, *conf.data_shape)})
-    # The classifier's scores are spread, so that classes differ.
-    arrays = {
-        to_torch_name(n): seeded(n, s) * (20 if n == "classifier_weight" else 1)
-        for n, s in {**args, **auxs}.items()
-    }
     video = len(conf.data_shape) == 4
+    # Scores are then spread: neither equal nor 0 and 1.
+    gain = {"classifier_weight": 20 if video else 0.3}
+    arrays = {to_torch_name(n): seeded(n, s) * gain.get(n, 1) for n, s in {**args, **auxs}.items()}
     facts = ModelFacts(
         "video" if video else "image", network, {}, len(classes), list(classes),
         conf.data_shape, conf.mean, conf.std, None, interval if video else None,
