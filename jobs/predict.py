@@ -24,10 +24,12 @@ from data.video.windows import (
     LengthDataset,
     WindowDataset,
     WindowSampling,
+    grouped,
     window_starts,
 )
 from glore_common import UsageError, atomic_path, command, write_text
 from glore_options import JobOptions, Options, group, option, parse, positive_float, positive_int
+from mxnet_compat import mx
 from train.devices import contexts_of
 from train.plots import plot_timeline
 from train.report import log_to
@@ -52,6 +54,8 @@ from .options import InferenceOptions, ViewOptions, WeightsOptions
 
 LOGGER = logging.getLogger("glore")
 FORMATS = ("jsonl", "csv")
+# Windows that are read together.
+GROUP = 8
 COLUMNS = ("file", "start", "end", "rank", "class", "name", "score")
 
 
@@ -193,6 +197,15 @@ def lengths_of(view: View, paths: list[str], bad: dict[str, str]) -> dict[int, L
     return rows
 
 
+def _by_window(loader: Any, crops: int, kept: list[Optional[int]]) -> Iterator[tuple]:
+    """Go through groups of windows with an index for each window; leave out what fills them up."""
+    inner = np.repeat(np.arange(GROUP), crops)
+    for data, label, index in every_batch(loader):
+        windows = index * GROUP + np.tile(inner, len(index) // len(inner))
+        rows = [row for row, window in enumerate(windows) if kept[window] is not None]
+        yield mx.nd.take(data, mx.nd.array(rows, dtype="int32")), label, windows[rows]
+
+
 class Windows:
     """Goes through videos window by window, and writes what it finds.
 
@@ -226,20 +239,23 @@ class Windows:
         reading, stride = self.view.reading, self.options.stride
         span = (reading.clip_length - 1) * reading.frame_interval + 1
         lengths = lengths_of(self.view, self.paths, bad)
-        windows: list[tuple[int, int]] = []
+        groups: list[tuple[int, tuple[int, ...]]] = []
+        kept: list[Optional[int]] = []  # first frame of each window, None of those that fill up
         for place, length in sorted(lengths.items()):
             step = stride or span / length.rate
-            windows += [(place, start) for start in window_starts(length, step, span)]
-        if not windows:
+            starts = window_starts(length, step, span)
+            groups += grouped(place, starts, GROUP)
+            kept += [*starts, *[None] * (-len(starts) % GROUP)]
+        if not groups:
             return
         sampler = WindowSampling(reading.clip_length, reading.frame_interval)
-        dataset = WindowDataset(self.view.dataset.with_files(self.paths), sampler, windows)
+        dataset = WindowDataset(self.view.dataset.with_files(self.paths), sampler, groups)
         current = -1
         rows: list[dict[str, Any]] = []
         scores: list[np.ndarray] = []
         with files_loader(self.view, dataset) as loader:
-            for index, mean, _ in averaged(self.run, every_batch(loader)):
-                place, start = windows[index]
+            for item, mean, _ in averaged(self.run, _by_window(loader, dataset.crops, kept)):
+                place, start = groups[item // GROUP][0], kept[item]
                 if place != current and rows:
                     self._finish(current, rows, scores)
                     rows, scores = [], []

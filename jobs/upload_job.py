@@ -19,6 +19,7 @@ from data.video.windows import (
     WindowDataset,
     WindowSampling,
     announced,
+    grouped,
     length_of,
     window_starts,
 )
@@ -217,11 +218,10 @@ class UploadJob:
         span = (num - 1) * self.interval + 1
         # Each begins in the middle of the one before.
         starts = window_starts(length, span / (2 * length.rate), span, self.most_windows)
-        sampler = WindowSampling(num, self.interval)
-        windows = WindowDataset(dataset, sampler, [(0, start) for start in starts])
-        for number in range(len(starts)):
-            array = windows.load(windows.request(number), generator(0, SAMPLE, 0, number, 0)).array
-            memory[number * len(array) : (number + 1) * len(array)] = array
+        groups = grouped(0, starts, len(starts))
+        windows = WindowDataset(dataset, WindowSampling(num, self.interval), groups)
+        array = windows.load(windows.request(0), generator(0, SAMPLE, 0, 0, 0)).array
+        memory[: len(array)] = array
         return tuple((start, min(start + span, length.frames)) for start in starts)
 
     def _strip(self, path: str, length: Length) -> tuple[tuple[float, bytes], ...]:

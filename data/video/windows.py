@@ -22,7 +22,7 @@ class Length(NamedTuple):
 
 
 class WindowSampling:
-    """A clip of ``num`` frames, ``interval`` apart, that begins at a given frame.
+    """Clips of ``num`` frames, ``interval`` apart, that begin at given frames, one after another.
 
     A video too short for one gives what :class:`data.video.sampler.EvenlySampling` gives of it:
     its frames in turn, again and again.
@@ -32,13 +32,13 @@ class WindowSampling:
         self.num = num
         self.interval = interval
 
-    def pick(self, range_max: int, rng: Any, copy_id: int) -> list[int]:
-        """Return the indices of the frames of the clip that begins at frame ``copy_id``."""
+    def pick(self, range_max: int, rng: Any, copy_id: Any) -> list[int]:
+        """Return the indices of the frames of the clips that begin at the frames ``copy_id``."""
         del rng
         if (self.num - 1) * self.interval + 1 > range_max:
-            return [place % range_max for place in range(self.num)]
-        wanted = range(copy_id, copy_id + self.num * self.interval, self.interval)
-        return [min(frame, range_max - 1) for frame in wanted]
+            return [place % range_max for place in range(self.num)] * len(copy_id)
+        wanted = range(0, self.num * self.interval, self.interval)
+        return [min(start + frame, range_max - 1) for start in copy_id for frame in wanted]
 
 
 class Announced(NamedTuple):
@@ -158,8 +158,17 @@ class LengthDataset(Dataset):
         return Sample(np.array([length_of(request)], np.float32), 0)
 
 
+def grouped(row: int, starts: Sequence[int], size: int) -> list[tuple[int, tuple[int, ...]]]:
+    """Return the windows of a video in groups of ``size`` that are read together.
+
+    The last group is filled up with its last window.
+    """
+    groups = [tuple(starts[at : at + size]) for at in range(0, len(starts), size)]
+    return [(row, group + group[-1:] * (size - len(group))) for group in groups]
+
+
 class WindowDataset(Dataset):
-    """Windows of videos as samples; item ``i`` is the window ``windows[i]``.
+    """Groups of windows of videos as samples: opening a long file for each would take longest.
 
     Parameters
     ----------
@@ -167,29 +176,37 @@ class WindowDataset(Dataset):
         How clips are made, and of which videos.
     sampler
         Which frames make a window.
-    windows
-        Row of a video, and the frame that a window of it begins at.
+    groups
+        Row of a video, and the frames that windows of it begin at, equally many in each; see
+        :func:`grouped`.
     """
 
     kind = "video"
     advice = LengthDataset.advice
 
     def __init__(
-        self, clips: VideoDataset, sampler: WindowSampling, windows: Sequence[tuple[int, int]]
+        self,
+        clips: VideoDataset,
+        sampler: WindowSampling,
+        groups: Sequence[tuple[int, tuple[int, ...]]],
     ) -> None:
-        # Its own copy, of the same files.
+        # Its own copy, of the same files, whose clips are all windows of a group.
         files = [clips.video_list.full_path(row) for row in range(len(clips.video_list.rows))]
+        self.size = len(groups[0][1])
+        self.crops, self.clip_shape = clips.views, clips.clip_shape
+        self.views = self.size * self.crops
+        channels, num, *sides = clips.clip_shape
         self.clips = clips.with_files(files)
         self.clips.num_clips = 1
         self.clips.sampler = sampler
-        self.views = clips.views
-        self.windows = windows
+        self.clips.clip_shape = (channels, self.size * num, *sides)
+        self.groups = groups
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "windows": ()}
+        return {**self.__dict__, "groups": ()}
 
     def __len__(self) -> int:
-        return len(self.windows)
+        return len(self.groups)
 
     @property
     def origin(self) -> str:
@@ -197,22 +214,27 @@ class WindowDataset(Dataset):
         return self.clips.origin
 
     def shape_of(self, index: int) -> tuple[int, ...]:
-        """Return (views, 3, T, h, w)."""
-        return self.clips.shape_of(0)
+        """Return (windows * crops, 3, T, h, w)."""
+        return (self.views, *self.clip_shape)
 
     def name(self, index: int) -> str:
         """Return the file."""
-        return self.clips.name(self.windows[index][0])
+        return self.clips.name(self.groups[index][0])
 
     def request(self, index: int) -> Any:
-        """Return what :meth:`load` is to make the window of."""
-        row, start = self.windows[index]
-        return self.clips.request(row)._replace(clip=start)
+        """Return what :meth:`load` is to make the windows of."""
+        row, starts = self.groups[index]
+        # What "clip" means is the sampler's, here several at once.
+        return self.clips.request(row)._replace(clip=starts)  # type: ignore[arg-type]
 
     def prepare(self) -> None:
         """Renounce MXNet."""
         self.clips.prepare()
 
     def load(self, request: Any, rng: np.random.Generator) -> Sample:
-        """Read one window."""
-        return self.clips.load(request, rng)
+        """Read the windows of a group, one behind the other, each in all its crops."""
+        sample = self.clips.load(request, rng)
+        channels, num, *sides = self.clip_shape
+        # (crops, 3, windows * T, h, w) -> (windows, crops, 3, T, h, w)
+        parts = sample.array.reshape(self.crops, channels, self.size, num, *sides)
+        return sample._replace(array=np.moveaxis(parts, 2, 0).reshape(-1, *self.clip_shape))
