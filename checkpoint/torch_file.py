@@ -1,11 +1,12 @@
-"""Read the tensors of a PyTorch file without PyTorch, and without running what it contains.
+"""Read and write the tensors of a PyTorch file without PyTorch, and without running anything in it.
 
 A ``.pth`` file is a pickle, and a pickle can call any function. This reader lets a file name only
 what ``torch.load(weights_only=True)`` lets it name, and what else commonly lies beside weights
 (NumPy's scalars, ``argparse.Namespace``); all of it stands for inert values here. Every other name
 is refused. Both of ``torch.save``'s forms are read: the zip archive of PyTorch 1.6 and later, and
-the older stream, in which the weights of GloRe were released. Layouts after the PyTorch sources
-(torch/serialization.py, torch/_weights_only_unpickler.py).
+the older stream, in which the weights of GloRe were released. The writer writes the zip form, which
+``torch.load(weights_only=True)`` reads. Layouts after the PyTorch sources (torch/serialization.py,
+torch/_weights_only_unpickler.py).
 """
 
 import logging
@@ -14,14 +15,21 @@ import pickle
 import struct
 import zipfile
 from collections import OrderedDict
+from collections.abc import Mapping
 from typing import IO, Any, Callable, NamedTuple, Optional
 
 import numpy as np
+
+from glore_common import atomic_path
 
 from .params import STREAM_START, ZIP_START, Arrays, CheckpointError, listing
 from .paths import split_key
 
 LOGGER = logging.getLogger("glore")
+
+
+# Where PyTorch begins a tensor's values in the archive: a file can then be mapped into memory.
+ALIGNMENT = 64
 
 
 class _Type(NamedTuple):
@@ -70,6 +78,8 @@ _DTYPES = _types(
     *(("quint4x2", "<u1", False), ("quint2x4", "<u1", False)),
 )
 _BFLOAT16 = ("BFloat16Storage", "bfloat16")
+# Storages that stand for no type of NumPy: nothing is written as one of them.
+_READ_ONLY = (_BFLOAT16[0], "UntypedStorage")
 # Tensors that no network here has. A file that holds one is read as long as it is no weight.
 _OTHER_TENSORS = {
     "_rebuild_qtensor": "a quantised tensor",
@@ -488,6 +498,93 @@ def read_torch_file(path: str) -> Arrays:
         raise CheckpointError(
             f"{path} cannot be loaded: it is truncated or damaged ({type(error).__name__}: {error})"
         ) from error
+
+
+def _text(text: str) -> bytes:
+    data = text.encode()
+    return pickle.BINUNICODE + struct.pack("<I", len(data)) + data
+
+
+def _number(number: int) -> bytes:
+    return pickle.BININT + struct.pack("<i", number)
+
+
+def _global(module: str, name: str) -> bytes:
+    return pickle.GLOBAL + f"{module}\n{name}\n".encode()
+
+
+def _tuple(parts: list[bytes]) -> bytes:
+    return pickle.MARK + b"".join(parts) + pickle.TUPLE
+
+
+def _pickled(arrays: Mapping[str, np.ndarray], kinds: Mapping[str, str]) -> bytes:
+    """Return the pickle of a state dict whose values lie in storages 0, 1, … of the archive."""
+    ordered = _global("collections", "OrderedDict") + pickle.EMPTY_TUPLE + pickle.REDUCE
+    items = []
+    for key, (name, array) in enumerate(arrays.items()):
+        storage = [
+            _text("storage"),
+            _global("torch", kinds[array.dtype.str]),
+            _text(str(key)),
+            _text("cpu"),
+            _number(array.size),
+        ]
+        tensor = [
+            _tuple(storage) + pickle.BINPERSID,
+            _number(0),
+            _tuple([_number(size) for size in array.shape]),
+            _tuple([_number(step // array.itemsize) for step in array.strides]),
+            pickle.NEWFALSE,  # it needs no gradient
+            ordered,
+        ]
+        made = _global("torch._utils", "_rebuild_tensor_v2") + _tuple(tensor) + pickle.REDUCE
+        items.append(_text(name) + made)
+    body = ordered + pickle.MARK + b"".join(items) + pickle.SETITEMS
+    return pickle.PROTO + b"\x02" + body + pickle.STOP
+
+
+def write_torch_file(path: str, arrays: Mapping[str, np.ndarray]) -> None:
+    """Write a state dict as ``torch.save`` does; the file appears whole or not at all.
+
+    Parameters
+    ----------
+    path
+    arrays
+        PyTorch's names to arrays.
+
+    Raises
+    ------
+    CheckpointError
+        If PyTorch has no tensors of an array's type.
+    """
+    kinds = {
+        np.dtype(kind.dtype).str: name
+        for name, kind in _STORAGES.items()
+        if kind.known and name not in _READ_ONLY
+    }
+    # As they lie in the file: one after the other, little-endian. (A shape of () stays one.)
+    plain = {
+        name: np.array(value, value.dtype.newbyteorder("<"), order="C", copy=True)
+        for name, value in arrays.items()
+    }
+    for name, array in plain.items():
+        if array.dtype.str not in kinds:
+            raise CheckpointError(f"{name} is of type {array.dtype}, which PyTorch has not")
+    with atomic_path(path) as temporary, zipfile.ZipFile(temporary, "w") as archive:
+
+        def put(name: str, content: bytes) -> None:
+            info = zipfile.ZipInfo(f"archive/{name}")
+            assert archive.fp is not None
+            start = archive.fp.tell() + 30 + len(info.filename) + 4  # header, name, extra's header
+            padding = -start % ALIGNMENT
+            info.extra = struct.pack("<2sH", b"FB", padding) + b"Z" * padding
+            archive.writestr(info, content)
+
+        put("data.pkl", _pickled(plain, kinds))
+        put("byteorder", b"little")
+        for key, array in enumerate(plain.values()):
+            put(f"data/{key}", array.tobytes())
+        put("version", b"3\n")
 
 
 def read_with_torch(path: str) -> Arrays:

@@ -30,6 +30,8 @@ from train.options import (
     TrainOptions,
 )
 
+BACKENDS = ("mxnet", "onnx")
+
 
 @dataclasses.dataclass
 class TrainJobOptions(TrainOptions):
@@ -299,7 +301,35 @@ class WeightsOptions(ArchitectureOptions):
 
 
 @dataclasses.dataclass
-class EvaluationDataOptions(ClipTestOptions, ImageTestOptions):
+class ViewOptions(ClipTestOptions, ImageTestOptions):
+    """What a network is shown of a video or an image, whatever its task."""
+
+    title = "views"
+
+    crops: Optional[str] = option(
+        None,
+        "clips: centre, spatial (3 along the longer side), mixed (the centre and random ones); "
+        "images: centre, ten (corners and centre, also mirrored), full (the whole image) "
+        "(default: centre, or what fits --num-crops)",
+        choices=("centre", "spatial", "mixed", "ten", "full"),
+    )
+    random_seed: int = option(0, "of random crops", kind=seed)
+
+
+@dataclasses.dataclass
+class InferenceOptions(DeviceOptions):
+    """What a network runs on when it is used."""
+
+    backend: str = option(
+        "mxnet",
+        "onnx: by onnxruntime on the CPU, where it is installed",
+        choices=BACKENDS,
+        compare=False,
+    )
+
+
+@dataclasses.dataclass
+class EvaluationDataOptions(ViewOptions):
     """What is tested on; nothing given: what the training validated on, or its test part."""
 
     title = "data"
@@ -317,20 +347,12 @@ class EvaluationDataOptions(ClipTestOptions, ImageTestOptions):
         "(default: the development kit's or another known one near the folder)",
         metavar="FILE",
     )
-    crops: Optional[str] = option(
-        None,
-        "clips: centre, spatial (3 along the longer side), mixed (the centre and random ones); "
-        "images: centre, ten (corners and centre, also mirrored), full (the whole image) "
-        "(default: centre, or what fits --num-crops)",
-        choices=("centre", "spatial", "mixed", "ten", "full"),
-    )
     max_samples: Optional[int] = option(
         None,
         "stop after so many videos or images",
         kind=positive_int,
         aliases=("--max-videos", "--max-images"),
     )
-    random_seed: int = option(0, "of random crops", kind=seed)
 
 
 @dataclasses.dataclass
@@ -354,7 +376,7 @@ class EvaluateOptions(JobOptions):
     network: WeightsOptions = group(WeightsOptions)
     data: EvaluationDataOptions = group(EvaluationDataOptions)
     pixels: PixelOptions = group(PixelOptions)
-    devices: DeviceOptions = group(DeviceOptions)
+    devices: InferenceOptions = group(InferenceOptions)
     output: EvaluationOutputOptions = group(EvaluationOutputOptions)
 
 

@@ -34,6 +34,7 @@ from checkpoint.params import (
     split,
 )
 from checkpoint.paths import Files, find, split_key, stem_of
+from checkpoint.safetensors_file import is_safetensors, read_safetensors
 from checkpoint.torch_file import read_torch_file, read_with_torch
 from checkpoint.torch_names import strip_module, to_mxnet_name
 from glore_common import module_command, run_main
@@ -138,9 +139,9 @@ def read_source(
     Parameters
     ----------
     source
-        An MXNet prefix or ``.params`` file, or a PyTorch file (``FILE:KEY``: what lies under this
-        key of it). ResNets of gluoncv, torchvision and timm too, see
-        :mod:`checkpoint.gluoncv_names`.
+        An MXNet prefix or ``.params`` file, a PyTorch file (``FILE:KEY``: what lies under this key
+        of it), or a ``.safetensors`` file with PyTorch's names. ResNets of gluoncv, torchvision and
+        timm too, see :mod:`checkpoint.gluoncv_names`.
     symbol
         Tells arguments from auxiliary states where the file does not; without it the names do.
     epoch
@@ -159,8 +160,11 @@ def read_source(
     try:
         with open(path, "rb") as stream:
             start = stream.read(len(STREAM_START))
+        as_safetensors = is_safetensors(path)
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror or error}") from error
+    if as_safetensors:
+        return (*split(_our_names(read_safetensors(path)[0], symbol), path, symbol), path)
     if start.startswith(ZIP_START) or start == STREAM_START:
         return (*split(_our_names(read_torch_file(source), symbol), path, symbol), path)
     params = from_gluoncv(_as_its_graph_reads(read_params(path), path, symbol))

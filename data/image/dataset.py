@@ -1,8 +1,10 @@
 """Samples of an image source, made in any process: nothing here needs MXNet."""
 
 import concurrent.futures
+import copy
 import dataclasses
 import io
+from collections.abc import Sequence
 from typing import IO, Any, Optional
 
 import numpy as np
@@ -13,7 +15,7 @@ from ..common.samples import Dataset, Sample
 from ..common.transforms import Compose, Resize
 from .decode import ImageError, decode_image, header_of
 from .records import RecordError, read_record, unpack
-from .source import DEFAULT_MAX_PIXELS, Box, ImageSource, SourceError, name_of
+from .source import DEFAULT_MAX_PIXELS, Box, ImageSource, SourceError, name_of, source_of_files
 
 
 def box_within(box: Box, width: int, height: int) -> tuple[int, int, int, int]:
@@ -73,6 +75,14 @@ class ImageDataset(Dataset):
         # Requests tell a worker which image to read: the list of all stays here.
         source = dataclasses.replace(self.source, samples=(), boxes={})
         return {**self.__dict__, "source": source, "_sizes": [], "_stream": None}
+
+    def with_files(self, paths: Sequence[str]) -> "ImageDataset":
+        """Return the same crops of other images, which have no labels (all are 0)."""
+        if not self.uniform:
+            raise UsageError("images of their own size are not read from other files.")
+        other = copy.copy(self)
+        other.source = source_of_files(paths)
+        return other
 
     def __len__(self) -> int:
         return len(self.source.samples)

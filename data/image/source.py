@@ -89,6 +89,12 @@ def name_of(source: ImageSource, where: Union[str, int]) -> str:
     return os.path.join(source.root, str(where))
 
 
+def source_of_files(paths: Sequence[str]) -> ImageSource:
+    """Return a source of some files, none of which has a class: all labels are 0."""
+    samples = tuple(ImageSample(os.path.abspath(path), 0) for path in paths)
+    return ImageSource(os.sep, samples, 1, origin="the images given")
+
+
 def is_image(name: str) -> bool:
     """Return whether a file's name is that of an image."""
     # macOS leaves "._name.jpg" beside the real ones.

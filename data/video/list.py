@@ -9,7 +9,7 @@ import contextlib
 import hashlib
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple, Optional
 
 import numpy as np
@@ -127,6 +127,12 @@ def read_video_list(path: str, root: str, num_classes: Optional[int] = None) -> 
             f"(the first one as {os.path.join(root, rows[0].path)})."
         )
     return VideoList(path, root, tuple(rows), tuple(lines))
+
+
+def list_of_files(paths: Sequence[str]) -> VideoList:
+    """Return the list of some files, none of which has a class: all labels are 0."""
+    rows = tuple(VideoRow(str(n), 0, os.path.abspath(path)) for n, path in enumerate(paths))
+    return VideoList("the videos given", os.sep, rows, tuple(range(1, len(rows) + 1)))
 
 
 def _cache_folder():

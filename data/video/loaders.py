@@ -23,7 +23,7 @@ from ..common.transforms import (
     default_resize,
 )
 from .dataset import Sampler, Transform, VideoDataset
-from .list import FrameCounts, read_video_list
+from .list import FrameCounts, list_of_files, read_video_list
 from .options import AUGMENTATIONS, ClipOptions, ClipTestOptions
 from .sampler import EvenlySampling, RandomSampling
 from .transforms import MixedCrop, PixelJitter, RandomScale, ThreeCrop
@@ -172,6 +172,19 @@ def get_test_loader(
     list_path, root, mean, std, num_classes, seed
         As for :func:`get_train_loader`; random are the places of mixed crops.
     """
+    dataset = get_test_dataset(options, mean=mean, std=std).with_list(
+        read_video_list(list_path, root, num_classes)
+    )
+    return Loader(dataset, LoaderConfig.of(options, seed=seed, with_index=True, on_bad="skip"))
+
+
+def get_test_dataset(
+    options: ClipTestOptions, *, mean: Sequence[float], std: Sequence[float]
+) -> VideoDataset:
+    """Return the clips that :func:`get_test_loader` reads, of no video yet.
+
+    ``with_files`` says of which. Parameters as there.
+    """
     crop_size = settled(options, "crop_size")
     views, clips = options.num_crops, options.num_clips
     crops = options.crops or {1: "centre", 3: "spatial"}.get(views, "mixed")
@@ -187,16 +200,16 @@ def get_test_loader(
             f"{views} crops of kind {crops!r}: possible are 1 'centre', 3 'spatial', and any "
             "number 'mixed'."
         )
-    dataset = _dataset(
-        (list_path, root, num_classes),
-        EvenlySampling(settled(options, "clip_length"), settled(options, "frame_interval"), clips),
+    length, interval = settled(options, "clip_length"), settled(options, "frame_interval")
+    return VideoDataset(
+        list_of_files(()),
+        EvenlySampling(length, interval, clips),
         val_transform(crop_size, mean, std, crop),
-        crop_size,
+        (3, length, crop_size, crop_size),
         views,
         clips,
-        options.decoder,
+        decoder=options.decoder,
     )
-    return Loader(dataset, LoaderConfig.of(options, seed=seed, with_index=True, on_bad="skip"))
 
 
 def _dataset(
@@ -204,12 +217,10 @@ def _dataset(
     sampler: Sampler,
     transform: Transform,
     crop_size: int,
-    views: int = 1,
-    num_clips: int = 1,
-    decoder: str = "auto",
+    decoder: str,
 ) -> VideoDataset:
     """Return the clips of the list ``where`` (path, root, number of classes), counts cached."""
     videos = read_video_list(*where)
     shape = (3, sampler.num, crop_size, crop_size)
     counts = FrameCounts(videos)
-    return VideoDataset(videos, sampler, transform, shape, views, num_clips, counts, decoder)
+    return VideoDataset(videos, sampler, transform, shape, frame_counts=counts, decoder=decoder)
