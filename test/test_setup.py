@@ -49,7 +49,6 @@ def checkout(tmp_path, root):
         "cp",
         "rm",
         "mv",
-        "rm",
         "cmp",
         "id",
         "flock",
