@@ -1,6 +1,5 @@
 """Clips of the videos of a list, made in any process: nothing here needs MXNet."""
 
-import os
 from typing import Any, NamedTuple, Optional, Protocol
 
 import numpy as np
@@ -8,7 +7,7 @@ import numpy as np
 from glore_common import UsageError, module_command
 
 from ..common.samples import Dataset, Sample
-from .container import UNKNOWN
+from .container import VideoFacts
 from .list import FrameCounts, VideoList
 from .readers import forbid_mxnet, how_to_read, read_frames
 
@@ -30,18 +29,12 @@ class Transform(Protocol):
 
 
 class ClipRequest(NamedTuple):
-    """What is needed to make one clip: its place among the video's clips, and the video.
-
-    ``frames`` were counted when the file had ``size`` bytes, and are found as ``how`` says; 0 if
-    that is not known.
-    """
+    """What is needed to make one clip: its place among the video's clips, and the video."""
 
     path: str
     label: int
     clip: int
-    frames: int
-    size: int
-    how: int
+    facts: Optional[VideoFacts]
 
 
 class VideoDataset(Dataset):
@@ -63,7 +56,7 @@ class VideoDataset(Dataset):
     frame_counts
         Counts to go by, and where new ones are noted.
     decoder
-        See :func:`data.video.readers.how_to_read`.
+        One of :data:`data.video.container.DECODERS`.
     """
 
     kind = "video"
@@ -122,8 +115,8 @@ class VideoDataset(Dataset):
     def request(self, index: int) -> ClipRequest:
         """Return what :meth:`load` is to make item ``index`` of."""
         row, clip = divmod(index, self.num_clips)
-        counted = (0, 0, 0) if self.frame_counts is None else self.frame_counts.noted(row)
-        return ClipRequest(self.name(index), self.video_list.rows[row].label, clip, *counted)
+        facts = None if self.frame_counts is None else self.frame_counts.noted(row)
+        return ClipRequest(self.name(index), self.video_list.rows[row].label, clip, facts)
 
     def prepare(self) -> None:
         """Renounce MXNet, which a worker has no use for and decord would want loaded first."""
@@ -135,7 +128,7 @@ class VideoDataset(Dataset):
         Returns
         -------
         Sample
-            ``facts`` is (frames, file size in bytes, how they are found), for :meth:`note`.
+            ``facts`` is (:class:`~data.video.container.VideoFacts`,), for :meth:`note`.
 
         Raises
         ------
@@ -143,16 +136,11 @@ class VideoDataset(Dataset):
             The file cannot be read.
         """
         path = request.path
-        size = os.stat(path).st_size if os.path.exists(path) else 0
-        known = request.size == size
-        counted = request.frames if known else 0
-        how = request.how if known and self.decoder == "auto" else UNKNOWN
 
         def pick(total):
-            return self.sampler.pick(min(total, counted) or total, rng, request.clip)
+            return self.sampler.pick(total, rng, request.clip)
 
-        how = how or how_to_read(path, self.decoder)
-        frames, total = read_frames(path, pick, how=how, counted=counted)
+        frames, facts = read_frames(path, pick, facts=request.facts, decoder=self.decoder)
         array = self.transform(frames, rng)
         array = array.reshape((-1, *array.shape[-4:]))
         expected = (self.views, *self.clip_shape)
@@ -161,7 +149,7 @@ class VideoDataset(Dataset):
                 f"the transform gives {array.dtype} {array.shape}, expected float32 {expected} "
                 f"for {path}."
             )
-        return Sample(array, request.label, (total, size, how))
+        return Sample(array, request.label, (facts,))
 
     def note(self, index: int, facts: tuple) -> None:
         """Take up what loading item ``index`` found out (called in the loader's process)."""

@@ -7,14 +7,15 @@ may be separated by spaces or tabs and the path, the rest of the row, may contai
 
 import contextlib
 import hashlib
+import json
 import logging
 import os
 from collections.abc import Iterator
 from typing import NamedTuple, Optional
 
-import numpy as np
-
 from glore_common import GloReError, write_text
+
+from .container import ROUTES, Turn, VideoFacts
 
 LOGGER = logging.getLogger("glore.data")
 
@@ -136,16 +137,16 @@ def _cache_folder():
 
 
 class FrameCounts:
-    """How many frames the videos of a list have, remembered from one run to the next.
+    """How many frames the videos of a list have and how they are read, remembered between runs.
 
-    The loader notes a count whenever it opens a file and :mod:`data.verify` notes how many frames
-    can really be decoded, so a sampler never asks for the broken tail of a file that was verified.
-    Beside it stands how the frames are found (:mod:`data.video.container`). What is remembered
-    belongs to a file size: it is ignored when the file has changed.
+    The loader notes what it finds out whenever it opens a file and :mod:`data.verify` notes how
+    many frames can really be decoded, so a sampler never asks for the broken tail of a file that
+    was verified. A note belongs to a file size: it is of no use when the file has changed.
 
     The cache is a text file beside the list, or in ``$XDG_CACHE_HOME/glore-mxnet/frames`` when
     that folder cannot be written. Its first line is a key made of the list's content, its
-    modification time and the root; a cache with another key is not used.
+    modification time and the root; a cache with another key is not used. A row is
+    ``row<TAB>facts``, the facts being those of :class:`data.video.container.VideoFacts` as JSON.
     """
 
     def __init__(self, video_list: VideoList) -> None:
@@ -160,9 +161,9 @@ class FrameCounts:
             os.path.join(os.path.dirname(video_list.path), "." + stem),
             os.path.join(_cache_folder(), f"{path_hash}.{stem}"),
         )
-        self._frames = np.zeros(len(video_list.rows), np.int64)
-        self._sizes = np.zeros(len(video_list.rows), np.int64)
-        self._hows = np.zeros(len(video_list.rows), np.int64)
+        self._rows = len(video_list.rows)
+        # As text: a large list has hundreds of thousands.
+        self._noted: dict[int, str] = {}
         self._changed = False
         self._load()
 
@@ -175,53 +176,58 @@ class FrameCounts:
         for path in self._paths:
             try:
                 with open(path, encoding="utf-8") as stream:
-                    key = stream.readline().rstrip("\n")
-                    if key != self._key:
-                        continue
-                    table = np.loadtxt(stream, dtype=np.int64, ndmin=2)
+                    key, *lines = stream.read().splitlines()
+                if key != self._key:
+                    continue
+                noted = {}
+                for line in lines:
+                    row, _, text = line.partition("\t")
+                    _facts_of(text)
+                    noted[int(row)] = text
             except FileNotFoundError:
                 continue
-            except (OSError, ValueError) as error:
+            except (OSError, ValueError, TypeError) as error:
                 LOGGER.warning("ignoring the frame count cache %s: %s", path, error)
                 continue
-            if table.shape == (len(self._frames), 3):
-                self._frames, self._sizes, self._hows = table.T.copy()
+            if all(0 <= row < self._rows for row in noted):
+                self._noted = noted
                 return
 
-    def noted(self, index: int) -> tuple[int, int, int]:
-        """Return (frames, size of the file, how to read it) as noted for a row; zeros if none."""
-        return int(self._frames[index]), int(self._sizes[index]), int(self._hows[index])
+    def noted(self, index: int) -> Optional[VideoFacts]:
+        """Return what was noted for row ``index``."""
+        text = self._noted.get(index)
+        return None if text is None else _facts_of(text)
 
     def get(self, index: int, size: int) -> Optional[int]:
         """Return the frame count of row ``index`` if it was noted for a file of ``size`` bytes."""
-        frames, size_then, _ = self.noted(index)
-        return frames if frames > 0 and size_then == size else None
+        facts = self.noted(index)
+        return facts.frames if facts is not None and facts.size == size else None
 
-    def note(self, index: int, frames: int, size: int, how: int = 0, replace: bool = False) -> None:
-        """Note that the file of row ``index``, of ``size`` bytes, has ``frames`` frames.
+    def note(self, index: int, facts: VideoFacts, replace: bool = False) -> None:
+        """Note what is known of the file of row ``index``.
 
-        A count that is already there for this size is kept unless ``replace``: it may come from
-        decoding the whole file, which knows better than the container's header.
+        A count that is already there for this size is kept unless ``replace``, or the file is to
+        be read in another way: it may come from decoding the whole file, which knows better than
+        the container's header.
         """
-        known = self.get(index, size)
-        if known is not None and not replace:
-            frames = known
-        how = how or (int(self._hows[index]) if known is not None else 0)
-        if (frames, size, how) == self.noted(index):
+        known = self.noted(index)
+        if known == facts:
             return
-        self._frames[index], self._sizes[index], self._hows[index] = frames, size, how
+        same = known is not None and (known.size, known.route) == (facts.size, facts.route)
+        if same and not replace:
+            return
+        self._noted[index] = json.dumps([*facts[:3], list(facts.turn), *facts[4:]])
         self._changed = True
 
     def known(self) -> int:
         """Return how many videos have a count."""
-        return int(np.count_nonzero(self._frames))
+        return len(self._noted)
 
     def save(self) -> None:
         """Write the cache if anything was noted; a place that cannot be written is no error."""
         if not self._changed:
             return
-        table = zip(self._frames, self._sizes, self._hows)
-        rows = ("\t".join(map(str, row)) for row in table)
+        rows = (f"{row}\t{text}" for row, text in sorted(self._noted.items()))
         text = "\n".join([self._key, *rows]) + "\n"
         for path in self._paths:
             with contextlib.suppress(OSError):
@@ -230,3 +236,11 @@ class FrameCounts:
                 return
         LOGGER.warning("the frame counts could not be saved in any of: %s", ", ".join(self._paths))
         self._changed = False
+
+
+def _facts_of(text: str) -> VideoFacts:
+    """Return the facts that a row of the cache holds; ValueError or TypeError for other text."""
+    frames, size, route, turn, *rest = json.loads(text)
+    if route not in ROUTES or not int(frames) > 0:
+        raise ValueError(f"no facts of a video: {text[:80]!r}")
+    return VideoFacts(frames, size, route, Turn(*turn), *rest)

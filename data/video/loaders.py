@@ -109,7 +109,7 @@ def get_train_loader(
     """
     crop_size = settled(options, "crop_size")
     dataset = _dataset(
-        (list_path, root, num_classes),
+        (list_path, root, num_classes, options.decoder),
         RandomSampling(settled(options, "clip_length"), settled(options, "train_frame_interval")),
         train_transform(crop_size, mean, std, flip, settled(options, "augmentation")),
         crop_size,
@@ -139,7 +139,7 @@ def get_val_loader(
     """
     crop_size = settled(options, "crop_size")
     dataset = _dataset(
-        (list_path, root, num_classes),
+        (list_path, root, num_classes, options.decoder),
         EvenlySampling(settled(options, "clip_length"), settled(options, "val_frame_interval")),
         val_transform(crop_size, mean, std),
         crop_size,
@@ -188,7 +188,7 @@ def get_test_loader(
             "number 'mixed'."
         )
     dataset = _dataset(
-        (list_path, root, num_classes),
+        (list_path, root, num_classes, options.decoder),
         EvenlySampling(settled(options, "clip_length"), settled(options, "frame_interval"), clips),
         val_transform(crop_size, mean, std, crop),
         crop_size,
@@ -200,7 +200,7 @@ def get_test_loader(
 
 
 def _dataset(
-    where: tuple[str, str, Optional[int]],
+    where: tuple[str, str, Optional[int], str],
     sampler: Sampler,
     transform: Transform,
     crop_size: int,
@@ -208,8 +208,10 @@ def _dataset(
     num_clips: int = 1,
     decoder: str = "auto",
 ) -> VideoDataset:
-    """Return the clips of the list ``where`` (path, root, number of classes), counts cached."""
-    videos = read_video_list(*where)
+    """Return the clips of the list ``where`` (path, root, number of classes, decoder)."""
+    list_path, root, num_classes, decoder = where
+    videos = read_video_list(list_path, root, num_classes)
     shape = (3, sampler.num, crop_size, crop_size)
-    counts = FrameCounts(videos)
-    return VideoDataset(videos, sampler, transform, shape, views, num_clips, counts, decoder)
+    return VideoDataset(
+        videos, sampler, transform, shape, views, num_clips, FrameCounts(videos), decoder
+    )

@@ -6,6 +6,7 @@ from typing import Optional
 from glore_options import option, pixels, positive_int
 
 from ..common.options import ReadingOptions
+from .container import DECODERS
 
 AUGMENTATIONS = ("full", "crop")
 CROPS = ("centre", "spatial", "mixed")
@@ -18,7 +19,19 @@ DECODER_HELP = (
 
 
 @dataclasses.dataclass
-class ClipOptions(ReadingOptions):
+class DecoderOptions(ReadingOptions):
+    """What reads videos."""
+
+    decoder: str = option(
+        "auto",
+        "decord or pyav, which gives FFmpeg's frames of every file; auto: decord where it gives "
+        "the same",
+        choices=DECODERS,
+    )
+
+
+@dataclasses.dataclass
+class ClipOptions(DecoderOptions):
     """Which videos a training reads, and how clips are taken from them.
 
     What is None is the data set's; see ``dataset.config.DatasetConfig``.
@@ -46,7 +59,7 @@ class ClipOptions(ReadingOptions):
 
 
 @dataclasses.dataclass
-class ClipTestOptions(ReadingOptions):
+class ClipTestOptions(DecoderOptions):
     """How clips are taken in testing."""
 
     title = "clips"

@@ -4,6 +4,7 @@ import os
 
 import pytest
 
+from data.video.container import DECORD, FROM_START, Turn, VideoFacts
 from data.video.list import FrameCounts, ListError, read_video_list
 
 
@@ -12,6 +13,10 @@ def write(folder, text, name="list.txt", encoding="utf-8"):
     with open(path, "w", encoding=encoding, newline="") as stream:
         stream.write(text)
     return path
+
+
+def facts(frames, size, route=DECORD):
+    return VideoFacts(frames, size, route, Turn(1, True), "h264", "mov", 29.97, frames + 1, "")
 
 
 def test_columns_by_spaces_or_tabs_and_paths_with_spaces(tmp_path):
@@ -67,16 +72,18 @@ def test_counts_are_remembered_for_the_same_list_root_and_file_size(tmp_path):
     path = write(tmp_path, "0 0 a.mp4\n1 0 b.mp4\n")
     videos = read_video_list(path, tmp_path)
     counts = FrameCounts(videos)
-    counts.note(1, 300, 5000)
+    counts.note(1, facts(300, 5000))
     counts.save()
     again = FrameCounts(videos)
     assert (again.get(1, 5000), again.get(1, 5001), again.get(0, 0)) == (300, None, None)
     assert again.known() == 1
     assert os.path.dirname(again.paths[0]) == str(tmp_path)
-    again.note(1, 299, 5000)
+    again.note(1, facts(299, 5000))
     assert again.get(1, 5000) == 300, "a noted count gives way to a better one only"
-    again.note(1, 299, 5000, replace=True)
+    again.note(1, facts(299, 5000), replace=True)
     assert again.get(1, 5000) == 299
+    again.note(1, facts(301, 5000, FROM_START))
+    assert again.noted(1) == facts(301, 5000, FROM_START), "it is to be read in another way"
 
     other_root = tmp_path / "other"
     other_root.mkdir()
@@ -88,7 +95,7 @@ def test_counts_are_remembered_for_the_same_list_root_and_file_size(tmp_path):
 def test_changed_content_forgets_the_counts(tmp_path):
     path = write(tmp_path, "0 0 a.mp4\n")
     counts = FrameCounts(read_video_list(path, tmp_path))
-    counts.note(0, 10, 1)
+    counts.note(0, facts(10, 1))
     counts.save()
     stamp = os.stat(path).st_mtime_ns
     write(tmp_path, "0 0 b.mp4\n")
@@ -111,7 +118,7 @@ def test_counts_of_a_list_in_a_read_only_folder_go_to_the_cache_folder(tmp_path,
 
     # Permissions do not stop root, who may run this.
     monkeypatch.setattr(data.video.list, "write_text", refuse)
-    counts.note(0, 12, 34)
+    counts.note(0, facts(12, 34))
     counts.save()
     assert counts.paths[1].startswith(str(tmp_path / "cache"))
     assert not os.path.exists(counts.paths[0])
@@ -121,7 +128,7 @@ def test_counts_of_a_list_in_a_read_only_folder_go_to_the_cache_folder(tmp_path,
 def test_damaged_cache_is_ignored(tmp_path):
     videos = read_video_list(write(tmp_path, "0 0 a.mp4\n"), tmp_path)
     counts = FrameCounts(videos)
-    counts.note(0, 12, 34)
+    counts.note(0, facts(12, 34))
     counts.save()
     with open(counts.paths[0], "a") as stream:
         stream.write("garbage\n")

@@ -344,7 +344,7 @@ def test_summary_of_bad_files(tmp_path):
         rows = [line.rstrip("\n").split("\t") for line in stream]
     assert [row[0] for row in rows] == [str(tmp_path / "v1.mp4"), str(tmp_path / "v4.mp4")]
     assert [int(row[1]) for row in rows] == [2 * number for number in times]
-    assert all("Invalid data" in row[2] for row in rows)
+    assert all("Invalid data found" in row[2] for row in rows)
     assert write_bad_files([], summary) == 0
     assert not os.path.exists(summary)
 
