@@ -4,8 +4,6 @@ Decodes every frame of every video (``--quick``: some frames spread over it) in 
 processes, writes a report and a list without the bad rows, and notes the frame counts in the
 list's cache. ``--exact`` also compares frames with those that FFmpeg gives when it decodes a video
 from its start. Exit code: 0 when all videos are good, 1 when some are bad, 2 for bad usage.
-
-``--exact`` compares a sample of the frames with those of a decoding from the start.
 """
 
 import argparse
@@ -198,11 +196,6 @@ def make_parser() -> argparse.ArgumentParser:
         "--exact",
         action="store_true",
         help="compare frames with those that decoding from the start gives",
-    )
-    parser.add_argument(
-        "--exact",
-        action="store_true",
-        help="compare a sample of frames with those of a decoding from the start",
     )
     parser.add_argument(
         "--min-frames", type=int, default=1, help="shorter videos are bad (default: %(default)s)"

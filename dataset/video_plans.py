@@ -147,11 +147,12 @@ def find_videos(folder: str) -> list[str]:
     if others:
         kinds = ", ".join(f"{count} {kind}" for kind, count in others.most_common(8))
         count = sum(others.values())
-        LOGGER.warning("%s: %d files are no videos by their names; left out (%s)", folder, count, kinds)
+        LOGGER.warning(
+            "%s: %d files are no videos by their names; left out (%s)", folder, count, kinds
+        )
     if not videos:
         raise UsageError(
-            f"no videos in {folder} or below (known by their names: "
-            f"{', '.join(VIDEO_EXTENSIONS)})"
+            f"no videos in {folder} or below (known by their names: {', '.join(VIDEO_EXTENSIONS)})"
         )
     return sorted(videos)
 
@@ -197,11 +198,13 @@ def _labels(config: DatasetConfig, names: Iterable[str], table: Optional[str]) -
 
 def _warn_of_empty_classes(folder: str, classes: Iterable[str]) -> None:
     """Say which class folders have no video."""
-    empty = []
-    for name in sorted(os.listdir(folder)):
-        if os.path.isdir(os.path.join(folder, name)) and not name.startswith("."):
-            if class_name(name) not in classes:
-                empty.append(name)
+    empty = [
+        name
+        for name in sorted(os.listdir(folder))
+        if not name.startswith(".")
+        and class_name(name) not in classes
+        and os.path.isdir(os.path.join(folder, name))
+    ]
     if empty:
         names = ", ".join(empty[:5]) + (", …" if len(empty) > 5 else "")
         LOGGER.warning("%s: no videos of %d classes: %s", folder, len(empty), names)
@@ -364,8 +367,9 @@ def plan_from_csv(
     """Plan from Kinetics annotation files and folders of downloaded videos.
 
     A row's video is ``{id}_{start:06d}_{end:06d}`` or ``{id}`` with any video extension, anywhere
-    in the folders; where several fit, one in a folder called ``replacement…``, then named like the
-    class, then like the split, is taken, and the others if that is broken. With ``trim``, files called ``{id}`` are whole videos from which the clip is cut.
+    in the folders. Of several the first that is whole is taken: those in a folder called
+    ``replacement…`` come first, then in one named like the class, then like the split. With
+    ``trim``, files called ``{id}`` are whole videos from which the clip is cut.
     """
     rows = [row for path in csv_files for row in _read_csv(path)]
     if not rows:

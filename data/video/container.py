@@ -324,9 +324,22 @@ def _reason(error: Exception) -> str:
     return str(getattr(error, "strerror", None) or error)
 
 
+@functools.cache
+def _tolerant() -> dict[str, str]:
+    """Return how to open files whose metadata are no UTF-8; PyAV 19 takes them as they are."""
+    try:
+        with contextlib.suppress(OSError):
+            _av().open("/nonexistent/file", metadata_errors="replace")
+    except TypeError:
+        return {}
+    return {"metadata_errors": "replace"}
+
+
 @contextlib.contextmanager
-def _opened(path: str) -> Iterator[tuple[Any, Any]]:
+def _opened(path: str, strict: bool = False) -> Iterator[tuple[Any, Any]]:
     """Open a file; yield (container, its video stream).
+
+    With ``strict`` the decoder reports damage that it would otherwise cover up.
 
     Raises
     ------
@@ -335,14 +348,15 @@ def _opened(path: str) -> Iterator[tuple[Any, Any]]:
     """
     av = _av()
     try:
-        # Metadata in another encoding than UTF-8 are no reason to refuse a video.
-        container = av.open(f"file:{path}", metadata_errors="replace")
+        container = av.open(f"file:{path}", **_tolerant())
     except (av.error.FFmpegError, ValueError) as error:
         raise VideoError(path, f"FFmpeg cannot open it: {_reason(error)}") from None
     with container:
         stream = _best_stream(path, container)
         # More would give the same frames, and work against the loader's other processes.
         stream.codec_context.thread_count = 1
+        if strict:
+            stream.codec_context.options = {"err_detect": "explode"}
         yield container, stream
 
 
@@ -485,6 +499,24 @@ def _look_closely(path: str, packets: _Packets, facts: VideoFacts) -> VideoFacts
         route = FROM_START
     problem = f"FFmpeg complained {len(problems)} times: {problems[0]}" if problems else ""
     return facts._replace(frames=len(numbers), route=route, turn=turn, problem=problem)
+
+
+def count_undamaged(path: str) -> tuple[int, str]:
+    """Decode a whole video; return how many frames come before damage, and what that is.
+
+    What is before the first frame is no damage: a recording may begin anywhere.
+    """
+    frames = 0
+    with _opened(path, strict=True) as (container, stream):
+        decoder = _Decoder(container, stream)
+        before = 0
+        for _ in decoder.frames():
+            if not frames:
+                before = len(decoder.problems)
+            if len(decoder.problems) > before:
+                break
+            frames += 1
+    return frames, "".join(decoder.problems[before : before + 1])
 
 
 def read(path: str, facts: VideoFacts, wanted: Sequence[int]) -> np.ndarray:

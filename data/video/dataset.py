@@ -9,7 +9,7 @@ from glore_common import UsageError, module_command
 from ..common.samples import Dataset, Sample
 from .container import VideoFacts
 from .list import FrameCounts, VideoList
-from .readers import forbid_mxnet, how_to_read, read_frames
+from .readers import forbid_mxnet, read_frames
 
 
 class Sampler(Protocol):

@@ -146,7 +146,7 @@ class FrameCounts:
     The cache is a text file beside the list, or in ``$XDG_CACHE_HOME/glore-mxnet/frames`` when
     that folder cannot be written. Its first line is a key made of the list's content, its
     modification time and the root; a cache with another key is not used. A row is
-    ``row<TAB>facts``, the facts being those of :class:`data.video.container.VideoFacts` as JSON.
+    ``line<TAB>facts``, the facts being those of :class:`data.video.container.VideoFacts` as JSON.
     """
 
     def __init__(self, video_list: VideoList) -> None:
@@ -161,8 +161,8 @@ class FrameCounts:
             os.path.join(os.path.dirname(video_list.path), "." + stem),
             os.path.join(_cache_folder(), f"{path_hash}.{stem}"),
         )
-        self._rows = len(video_list.rows)
-        # As text: a large list has hundreds of thousands.
+        # By the lines of the list, as rows may be left out; as text, as there are many.
+        self._lines = video_list.lines
         self._noted: dict[int, str] = {}
         self._changed = False
         self._load()
@@ -181,21 +181,20 @@ class FrameCounts:
                     continue
                 noted = {}
                 for line in lines:
-                    row, _, text = line.partition("\t")
+                    number, _, text = line.partition("\t")
                     _facts_of(text)
-                    noted[int(row)] = text
+                    noted[int(number)] = text
             except FileNotFoundError:
                 continue
             except (OSError, ValueError, TypeError) as error:
                 LOGGER.warning("ignoring the frame count cache %s: %s", path, error)
                 continue
-            if all(0 <= row < self._rows for row in noted):
-                self._noted = noted
-                return
+            self._noted = noted
+            return
 
     def noted(self, index: int) -> Optional[VideoFacts]:
         """Return what was noted for row ``index``."""
-        text = self._noted.get(index)
+        text = self._noted.get(self._lines[index])
         return None if text is None else _facts_of(text)
 
     def get(self, index: int, size: int) -> Optional[int]:
@@ -216,7 +215,7 @@ class FrameCounts:
         same = known is not None and (known.size, known.route) == (facts.size, facts.route)
         if same and not replace:
             return
-        self._noted[index] = json.dumps([*facts[:3], list(facts.turn), *facts[4:]])
+        self._noted[self._lines[index]] = json.dumps([*facts[:3], list(facts.turn), *facts[4:]])
         self._changed = True
 
     def known(self) -> int:
@@ -227,7 +226,7 @@ class FrameCounts:
         """Write the cache if anything was noted; a place that cannot be written is no error."""
         if not self._changed:
             return
-        rows = (f"{row}\t{text}" for row, text in sorted(self._noted.items()))
+        rows = (f"{line}\t{text}" for line, text in sorted(self._noted.items()))
         text = "\n".join([self._key, *rows]) + "\n"
         for path in self._paths:
             with contextlib.suppress(OSError):

@@ -113,7 +113,6 @@ def get_train_loader(
         RandomSampling(settled(options, "clip_length"), settled(options, "train_frame_interval")),
         train_transform(crop_size, mean, std, flip, settled(options, "augmentation")),
         crop_size,
-        decoder=options.decoder,
     )
     config = LoaderConfig.of(
         options, shuffle=True, seed=seed, last_batch="discard", rank=rank, num_ranks=num_ranks
@@ -143,7 +142,6 @@ def get_val_loader(
         EvenlySampling(settled(options, "clip_length"), settled(options, "val_frame_interval")),
         val_transform(crop_size, mean, std),
         crop_size,
-        decoder=options.decoder,
     )
     return Loader(dataset, LoaderConfig.of(options, on_bad="skip", rank=rank, num_ranks=num_ranks))
 
@@ -194,7 +192,6 @@ def get_test_loader(
         crop_size,
         views,
         clips,
-        options.decoder,
     )
     return Loader(dataset, LoaderConfig.of(options, seed=seed, with_index=True, on_bad="skip"))
 
@@ -206,7 +203,6 @@ def _dataset(
     crop_size: int,
     views: int = 1,
     num_clips: int = 1,
-    decoder: str = "auto",
 ) -> VideoDataset:
     """Return the clips of the list ``where`` (path, root, number of classes, decoder)."""
     list_path, root, num_classes, decoder = where

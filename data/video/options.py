@@ -12,12 +12,6 @@ AUGMENTATIONS = ("full", "crop")
 CROPS = ("centre", "spatial", "mixed")
 
 
-DECODERS = ("auto", "decord", "pyav")
-DECODER_HELP = (
-    "auto: decord for files whose frames it finds exactly, PyAV for the others; or that one for all"
-)
-
-
 @dataclasses.dataclass
 class DecoderOptions(ReadingOptions):
     """What reads videos."""
@@ -55,7 +49,6 @@ class ClipOptions(DecoderOptions):
         "full: random scale, aspect, crop, flip, colours, noise; crop: random crop and flip *",
         choices=AUGMENTATIONS,
     )
-    decoder: str = option("auto", DECODER_HELP, choices=DECODERS)
 
 
 @dataclasses.dataclass
@@ -81,4 +74,3 @@ class ClipTestOptions(DecoderOptions):
         "random ones (default: what fits --num-crops)",
         choices=CROPS,
     )
-    decoder: str = option("auto", DECODER_HELP, choices=DECODERS)

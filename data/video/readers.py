@@ -8,7 +8,6 @@ MXNet first; a worker process, which has no use for MXNet, calls :func:`forbid_m
 which ``import mxnet`` raises ImportError. Either way the deadly order cannot happen.
 """
 
-import bisect
 import functools
 import os
 import re
@@ -50,7 +49,7 @@ def _decord():
     return decord
 
 
-def check_file(path: str) -> int:
+def _check_file(path):
     """Raise VideoError for what the operating system can tell; return the size in bytes."""
     try:
         status = os.stat(path)
@@ -196,47 +195,31 @@ def _without_decord(path: str, size: int, error: VideoError) -> VideoFacts:
     return facts
 
 
-def count_decodable_frames(path: str, batch: int = 32) -> tuple[VideoFacts, str]:
+def count_decodable_frames(path: str) -> tuple[VideoFacts, str]:
     """Decode a whole video and return how many frames it really has.
-
 
     Returns
     -------
     facts
-        With the frames before the ``batch`` in which decoding failed. Where that is, is not sharp
-        in a damaged H.264 file: decord decodes ahead and notices damage earlier or later, from one
-        reading to the next.
+        ``frames`` are those before any damage, unless FFmpeg reads on behind it.
     reason
-        Why decoding stopped early, or what FFmpeg complained of, or an empty string.
+        What is damaged, or an empty string.
 
     Raises
     ------
     VideoError
-        If not one can.
+        The file cannot be opened or not even its first frame decoded.
     """
     path = os.path.abspath(path)
-    size = _check_file(path)
-    facts = container.look(path, size)
+    facts = container.look(path, _check_file(path))
     if facts.route == DECORD:
-        try:
-            reader = _open_decord(path)
-        except _DecordError as error:
-            facts = _without_decord(path, size, error)
-        else:
-            if len(reader) != facts.announced:
-                facts = container.look(path, size, by_decord=False)
-    if facts.route != DECORD:
-        return facts, facts.problem
-    _get_batch(reader, path, [0])
-    decoded, announced = 0, facts.announced
-    try:
-        while decoded < announced:
-            _get_batch(reader, path, range(decoded, min(decoded + batch, announced)))
-            decoded = min(decoded + batch, announced)
-    except VideoError as error:
-        reason = f"only {decoded} of {announced} frames can be decoded: {error.reason}"
-        return facts._replace(frames=decoded), reason
-    return facts, ""
+        # What decord does not open as it should, PyAV reads.
+        _, facts = read_frames(path, lambda total: [0], facts=facts)
+    whole, reason = container.count_undamaged(path)
+    if not reason and whole == facts.frames:
+        return facts, ""
+    reason = f"only {whole} of {facts.announced} frames can be decoded: {reason or facts.problem}"
+    return (facts._replace(frames=whole) if facts.route == DECORD else facts), reason
 
 
 def difference(path: str, facts: VideoFacts, indices: Sequence[int]) -> str:

@@ -9,20 +9,6 @@ from .container import VideoFacts
 from .readers import count_decodable_frames, difference, forbid_mxnet, read_frames
 from .sampler import EvenlySampling
 
-# Frames that are compared between the readers, and how far apart their pixels may be: both convert
-# colours with FFmpeg's swscale, in different versions.
-SAMPLED, CLOSE = 8, 4
-
-
-class Checked(NamedTuple):
-    """What was found out about a file: ``reason`` says what is wrong, if anything is."""
-
-    frames: int
-    announced: int
-    size: int
-    reason: str
-    container: Container
-
 
 class VerifyJob:
     """What a worker does: check one file.

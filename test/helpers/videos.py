@@ -16,7 +16,7 @@ from data.video.container import DECORD, VideoFacts
 from data.video.dataset import VideoDataset
 from data.video.list import read_video_list
 from data.video.sampler import EvenlySampling, RandomSampling
-from data.video.verify_job import Checked, VerifyJob
+from data.video.verify_job import VerifyJob
 
 
 def level(number):

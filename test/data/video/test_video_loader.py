@@ -539,7 +539,7 @@ def test_frame_counts_are_kept_and_honoured(tmp_path, folder):
     size = os.path.getsize(tmp_path / "v0.mp4")
     assert (counts.known(), counts.get(0, size)) == (3, 20)
     # A video of which only 8 frames can be decoded is sampled within these.
-    counts.note(0, 8, size, replace=True)
+    counts.note(0, counts.noted(0)._replace(frames=8), replace=True)
     dataset = make_dataset(path, train=False, frame_counts=counts)
     sample = dataset.load(dataset.request(0), None)
     levels = sample.array[0].mean((0, 2, 3)) * 255
