@@ -12,6 +12,7 @@ import bisect
 import contextlib
 import functools
 import math
+import os
 import re
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple, Optional
@@ -499,6 +500,19 @@ def _look_closely(path: str, packets: _Packets, facts: VideoFacts) -> VideoFacts
         route = FROM_START
     problem = f"FFmpeg complained {len(problems)} times: {problems[0]}" if problems else ""
     return facts._replace(frames=len(numbers), route=route, turn=turn, problem=problem)
+
+
+def frame_rates(path: str) -> tuple[float, float]:
+    """Return the frames per second that a file announces, and those by its time stamps.
+
+    Raises
+    ------
+    VideoError
+        It cannot be opened, or has no video.
+    """
+    with _opened(os.path.abspath(path)) as (container, stream):
+        announced = float(stream.guessed_rate or stream.average_rate or 0)
+        return announced, _Packets(container, stream, BY_TIME).rate(stream)
 
 
 def count_undamaged(path: str) -> tuple[int, str]:

@@ -210,13 +210,11 @@ def test_a_file_that_is_not_as_noted_is_read_from_the_start(tmp_path):
 
 
 def test_what_ffmpeg_complains_of_is_said_and_read_from_the_start(tmp_path):
-    path = make(tmp_path / "a.h264", 60, *X264, "-g", 10)
-    content = bytearray(path.read_bytes())
-    content[len(content) // 2 : len(content) // 2 + 1500] = b"\xff" * 1500
-    path.write_bytes(content)
+    path = make(tmp_path / "a.mp4", 60, *X264, "-g", 10, "-movflags", "+faststart")
+    path.write_bytes(path.read_bytes()[:-9000])
     facts, reason = count_decodable_frames(path)
     assert facts.route == FROM_START
-    assert 0 < facts.frames <= 60
+    assert 0 < facts.frames < 60
     assert reason.startswith("only ")
     read_frames(path, lambda total: list(range(total)))
 
