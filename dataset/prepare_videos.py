@@ -307,6 +307,9 @@ class _Runner:
                 stderr=subprocess.PIPE,
                 start_new_session=True,
                 preexec_fn=end_with_parent,
+                # A static FFmpeg dies of the host's character sets, which it would load for the
+                # names in MPEG-TS.
+                env={**os.environ, "GCONV_PATH": NOWHERE},
             )
             self._running.add(process)
         try:
