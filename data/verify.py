@@ -158,7 +158,8 @@ def write_clean_list(video_list: VideoList, report: list[dict[str, Any]], path: 
         for number, entry in zip(video_list.lines, report)
         if entry["status"] == "ok"
     ]
-    write_text(path, "".join(line + "\n" for line in good))
+    head = [] if video_list.rate is None else [f"# fps {video_list.rate:g}"]
+    write_text(path, "".join(line + "\n" for line in head + good))
 
 
 def _check_places(video_list, *paths):

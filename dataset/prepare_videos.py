@@ -660,7 +660,7 @@ def make_plan(source: SourceOptions, making: MakingOptions) -> tuple[DatasetConf
             and source.val_file is None
             and all(map(os.path.isdir, parts))
         ):
-            return config, plan_from_folders(config, *parts, table, link)
+            return config, plan_from_folders(config, parts[0], parts[1], table, link)
         if source.val_file is None:
             fraction = VAL_FRACTION if source.val_fraction is None else source.val_fraction
             is_val = validation_fraction(fraction, source.random_seed)

@@ -7,9 +7,9 @@ import numpy as np
 from glore_common import UsageError, module_command
 
 from ..common.samples import Dataset, Sample
-from .container import VideoFacts
+from .container import VideoError, VideoFacts
 from .list import FrameCounts, VideoList
-from .readers import forbid_mxnet, read_frames
+from .readers import forbid_mxnet, known_facts, read_frames
 
 
 class Sampler(Protocol):
@@ -19,6 +19,9 @@ class Sampler(Protocol):
 
     def pick(self, range_max: int, rng: Any, copy_id: int) -> list[int]:
         """Return the indices of the frames of clip ``copy_id`` of a video."""
+
+    def at_interval(self, interval: int) -> "Sampler":
+        """Return the same with another distance of the frames."""
 
 
 class Transform(Protocol):
@@ -57,6 +60,9 @@ class VideoDataset(Dataset):
         Counts to go by, and where new ones are noted.
     decoder
         One of :data:`data.video.container.DECODERS`.
+    clip_seconds
+        What a clip spans: the sampler's interval then follows the frame rate, which is the
+        list's or each video's own.
     """
 
     kind = "video"
@@ -71,6 +77,7 @@ class VideoDataset(Dataset):
         num_clips: int = 1,
         frame_counts: Optional[FrameCounts] = None,
         decoder: str = "auto",
+        clip_seconds: Optional[float] = None,
     ) -> None:
         self.video_list = video_list
         self.sampler = sampler
@@ -80,6 +87,8 @@ class VideoDataset(Dataset):
         self.num_clips = num_clips
         self.frame_counts = frame_counts
         self.decoder = decoder
+        self.clip_seconds = clip_seconds
+        self.rate = video_list.rate
 
     def __getstate__(self) -> dict[str, Any]:
         # Requests tell a worker which video to read: the list of all stays here.
@@ -112,6 +121,10 @@ class VideoDataset(Dataset):
         """Return the path of the file that item ``index`` is read from."""
         return self.video_list.full_path(self.row_of(index))
 
+    def labels(self) -> np.ndarray:
+        """Return the class of every clip."""
+        return np.repeat([row.label for row in self.video_list.rows], self.num_clips)
+
     def request(self, index: int) -> ClipRequest:
         """Return what :meth:`load` is to make item ``index`` of."""
         row, clip = divmod(index, self.num_clips)
@@ -137,10 +150,18 @@ class VideoDataset(Dataset):
         """
         path = request.path
 
-        def pick(total):
-            return self.sampler.pick(total, rng, request.clip)
+        facts, sampler = request.facts, self.sampler
+        if self.clip_seconds is not None:
+            facts = known_facts(path, facts)
+            rate = self.rate or facts.rate
+            if not rate:
+                raise VideoError(path, "its frame rate is not known, which --clip-seconds needs")
+            sampler = sampler.at_interval(max(1, round(self.clip_seconds * rate / sampler.num)))
 
-        frames, facts = read_frames(path, pick, facts=request.facts, decoder=self.decoder)
+        def pick(total):
+            return sampler.pick(total, rng, request.clip)
+
+        frames, facts = read_frames(path, pick, facts=facts, decoder=self.decoder)
         array = self.transform(frames, rng)
         array = array.reshape((-1, *array.shape[-4:]))
         expected = (self.views, *self.clip_shape)

@@ -10,7 +10,8 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Iterator
+import re
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple, Optional
 
 from glore_common import GloReError, write_text
@@ -18,6 +19,7 @@ from glore_common import GloReError, write_text
 from .container import ROUTES, Turn, VideoFacts
 
 LOGGER = logging.getLogger("glore.data")
+RATE = re.compile(r"#\s*fps\s+([0-9]+(?:\.[0-9]+)?)")
 
 
 class ListError(GloReError):
@@ -44,12 +46,15 @@ class VideoList(NamedTuple):
     rows
     lines
         Line number (1-based) of each row in the list file.
+    rate
+        Frames per second of all videos, where the first line says it: ``# fps 25``.
     """
 
     path: str
     root: str
     rows: tuple[VideoRow, ...]
     lines: tuple[int, ...]
+    rate: Optional[float] = None
 
     def full_path(self, index: int) -> str:
         """Return the absolute path of row ``index``'s file."""
@@ -80,7 +85,8 @@ def read_video_list(path: str, root: str, num_classes: Optional[int] = None) -> 
     Parameters
     ----------
     path
-        The list file: rows ``v_id label sub/path``, columns separated by spaces or tabs.
+        The list file: rows ``v_id label sub/path``, columns separated by spaces or tabs. The first
+        line may be ``# fps RATE``.
     root
         Folder that ``sub/path`` starts from.
     num_classes
@@ -96,7 +102,12 @@ def read_video_list(path: str, root: str, num_classes: Optional[int] = None) -> 
     rows: list[VideoRow] = []
     lines: list[int] = []
     first_seen: dict[str, int] = {}
+    rate = None
     for number, line in _read_lines(path):
+        said = RATE.fullmatch(line.strip()) if number == 1 else None
+        if said:
+            rate = float(said[1])
+            continue
         columns = line.split(None, 2)
         if len(columns) != 3:
             raise ListError(
@@ -127,7 +138,99 @@ def read_video_list(path: str, root: str, num_classes: Optional[int] = None) -> 
             f"the folder {root} does not exist; the videos of {path} should lie in it "
             f"(the first one as {os.path.join(root, rows[0].path)})."
         )
-    return VideoList(path, root, tuple(rows), tuple(lines))
+    return VideoList(path, root, tuple(rows), tuple(lines), rate)
+
+
+def without_absent(videos: VideoList, max_missing: float) -> VideoList:
+    """Return the list without the videos that are not there, of which the log says how many.
+
+    Videos disappear from where data sets are downloaded: these are not damaged, they are absent.
+
+    Parameters
+    ----------
+    videos
+    max_missing
+        Share of the videos that may be absent, 0 to 1.
+
+    Raises
+    ------
+    ListError
+        More are absent, or all are.
+    """
+    folders: dict[str, set[str]] = {}
+    there: list[int] = []
+    absent: list[int] = []
+    for place in range(len(videos.rows)):
+        folder, name = os.path.split(videos.full_path(place))
+        if folder not in folders:
+            # A look at each folder, not at each of hundreds of thousands of files.
+            folders[folder] = _names_in(folder)
+        (there if name in folders[folder] else absent).append(place)
+    if not absent:
+        return videos
+    count = f"{len(absent):,} of {len(videos.rows):,} videos of {videos.path} are not there"
+    first = videos.full_path(absent[0])
+    if not there or len(absent) > max_missing * len(videos.rows):
+        raise ListError(
+            f"{count}, e.g. {first}: more than --max-missing {max_missing:g} of them. Is "
+            f"{videos.root} the right folder?"
+        )
+    LOGGER.info("%s and left out, e.g. %s", count, first)
+    return videos._replace(
+        rows=tuple(videos.rows[place] for place in there),
+        lines=tuple(videos.lines[place] for place in there),
+    )
+
+
+def _names_in(folder):
+    """Return the names of the files in a folder that is to be read, links to nothing left out."""
+    try:
+        with os.scandir(folder) as entries:
+            return {
+                entry.name
+                for entry in entries
+                if not entry.is_symlink() or os.path.exists(entry.path)
+            }
+    except OSError:
+        return set()
+
+
+def check_lists(
+    train: VideoList, val: VideoList, num_classes: int, names: Optional[Sequence[str]] = None
+) -> None:
+    """Say what is odd about the lists of a data set, before anything is trained on them.
+
+    Warns of videos that are in both or in one twice, and of classes without videos for training.
+    """
+
+    def named(labels: Iterable[int]) -> str:
+        shown = [str(label) if names is None else names[label] for label in sorted(labels)]
+        return ", ".join(shown[:5]) + (", …" if len(shown) > 5 else "")
+
+    files = []
+    for videos in (train, val):
+        paths = [os.path.realpath(videos.root) + os.sep + row.path for row in videos.rows]
+        files.append(set(paths))
+        if len(files[-1]) < len(paths):
+            LOGGER.warning(
+                "%s names %d videos more than once", videos.path, len(paths) - len(files[-1])
+            )
+    both = files[0] & files[1]
+    if both:
+        LOGGER.warning(
+            "%d videos are in both lists, e.g. %s: the validation will look better than it is",
+            len(both),
+            min(both),
+        )
+    absent = set(range(num_classes)) - {row.label for row in train.rows}
+    if absent:
+        LOGGER.warning(
+            "%d of %d classes have no video in %s: %s",
+            len(absent),
+            num_classes,
+            train.path,
+            named(absent),
+        )
 
 
 def _cache_folder():

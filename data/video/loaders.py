@@ -23,8 +23,8 @@ from ..common.transforms import (
     default_resize,
 )
 from .dataset import Sampler, Transform, VideoDataset
-from .list import FrameCounts, read_video_list
-from .options import AUGMENTATIONS, ClipOptions, ClipTestOptions
+from .list import FrameCounts, read_video_list, without_absent
+from .options import AUGMENTATIONS, ClipOptions, ClipTestOptions, VideoReadingOptions
 from .sampler import EvenlySampling, RandomSampling
 from .transforms import MixedCrop, PixelJitter, RandomScale, ThreeCrop
 
@@ -109,13 +109,19 @@ def get_train_loader(
     """
     crop_size = settled(options, "crop_size")
     dataset = _dataset(
-        (list_path, root, num_classes, options.decoder),
+        (list_path, root, num_classes, options),
         RandomSampling(settled(options, "clip_length"), settled(options, "train_frame_interval")),
         train_transform(crop_size, mean, std, flip, settled(options, "augmentation")),
         crop_size,
     )
     config = LoaderConfig.of(
-        options, shuffle=True, seed=seed, last_batch="discard", rank=rank, num_ranks=num_ranks
+        options,
+        shuffle=True,
+        balanced=options.class_balance == "sampling",
+        seed=seed,
+        last_batch="discard",
+        rank=rank,
+        num_ranks=num_ranks,
     )
     return Loader(dataset, config)
 
@@ -138,7 +144,7 @@ def get_val_loader(
     """
     crop_size = settled(options, "crop_size")
     dataset = _dataset(
-        (list_path, root, num_classes, options.decoder),
+        (list_path, root, num_classes, options),
         EvenlySampling(settled(options, "clip_length"), settled(options, "val_frame_interval")),
         val_transform(crop_size, mean, std),
         crop_size,
@@ -186,7 +192,7 @@ def get_test_loader(
             "number 'mixed'."
         )
     dataset = _dataset(
-        (list_path, root, num_classes, options.decoder),
+        (list_path, root, num_classes, options),
         EvenlySampling(settled(options, "clip_length"), settled(options, "frame_interval"), clips),
         val_transform(crop_size, mean, std, crop),
         crop_size,
@@ -197,17 +203,25 @@ def get_test_loader(
 
 
 def _dataset(
-    where: tuple[str, str, Optional[int], str],
+    where: tuple[str, str, Optional[int], VideoReadingOptions],
     sampler: Sampler,
     transform: Transform,
     crop_size: int,
     views: int = 1,
     num_clips: int = 1,
 ) -> VideoDataset:
-    """Return the clips of the list ``where`` (path, root, number of classes, decoder)."""
-    list_path, root, num_classes, decoder = where
+    """Return the clips of the list ``where`` (path, root, number of classes, how it is read)."""
+    list_path, root, num_classes, options = where
     videos = read_video_list(list_path, root, num_classes)
-    shape = (3, sampler.num, crop_size, crop_size)
+    videos = without_absent(videos, options.max_missing)
     return VideoDataset(
-        videos, sampler, transform, shape, views, num_clips, FrameCounts(videos), decoder
+        videos,
+        sampler,
+        transform,
+        (3, sampler.num, crop_size, crop_size),
+        views,
+        num_clips,
+        FrameCounts(videos),
+        options.decoder,
+        options.clip_seconds,
     )

@@ -110,6 +110,19 @@ def _read_by_decord(path: str, facts: VideoFacts, wanted: np.ndarray, reader: An
     return facts.turn.apply(_get_batch(reader, path, wanted.tolist()), _turned_by_decord(facts))
 
 
+def known_facts(path: str, facts: Optional[VideoFacts] = None) -> VideoFacts:
+    """Return what is known of a file: ``facts`` if they are of the file as it is.
+
+    Raises
+    ------
+    VideoError
+        It cannot be read.
+    """
+    path = os.path.abspath(path)
+    size = _check_file(path)
+    return facts if facts is not None and facts.size == size else container.look(path, size)
+
+
 def read_frames(
     path: str,
     pick: Callable[[int], Sequence[int]],
