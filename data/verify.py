@@ -18,8 +18,9 @@ from glore_common import UsageError, module_command, progress, run_main, write_t
 
 from .common.pool import Task, WorkerError, WorkerPool
 from .common.worker_main import BAD, DONE, REFUSED
-from .video.container import DECORD, VideoFacts
+from .video.container import VideoFacts
 from .video.list import FrameCounts, VideoList, read_video_list
+from .video.readers import by_decord
 from .video.verify_job import VerifyJob
 
 LOGGER = logging.getLogger("glore.data")
@@ -125,7 +126,7 @@ def _columns_of(facts: VideoFacts) -> dict[str, Any]:
     return {
         "frames": facts.frames,
         "announced": facts.announced,
-        "reader": "decord" if facts.route == DECORD else "pyav",
+        "reader": "decord" if by_decord(facts) else "pyav",
         "codec": facts.codec,
         "container": facts.container,
         "fps": round(facts.rate, 3),

@@ -14,19 +14,18 @@ from ..common.options import settled
 from ..common.transforms import (
     CenterCrop,
     Compose,
-    Normalize,
     RandomCrop,
     RandomHLS,
     RandomHorizontalFlip,
     Resize,
-    ToArray,
+    ToInput,
     default_resize,
 )
 from .dataset import Sampler, Transform, VideoDataset
 from .list import FrameCounts, read_video_list, without_absent
 from .options import AUGMENTATIONS, ClipOptions, ClipTestOptions, VideoReadingOptions
 from .sampler import EvenlySampling, RandomSampling
-from .transforms import MixedCrop, PixelJitter, RandomScale, ThreeCrop
+from .transforms import MixedCrop, RandomScale, ThreeCrop, ToNoisyInput
 
 ASPECT_RATIO, SHORT_SIDE = (0.8, 1.25), (224, 340)
 PLAIN_SHORT_SIDE = (256, 256)
@@ -63,8 +62,8 @@ def train_transform(
     if flip:
         steps.append(RandomHorizontalFlip())
     if full:
-        steps += [RandomHLS(HLS), PixelJitter(JITTER)]
-    return Compose([*steps, ToArray(), Normalize(mean, std)])
+        return Compose([*steps, RandomHLS(HLS), ToNoisyInput(JITTER, mean, std)])
+    return Compose([*steps, ToInput(mean, std)])
 
 
 def val_transform(
@@ -72,7 +71,7 @@ def val_transform(
 ) -> Compose:
     """Return the validation transform: short side 256 (for a crop of 224), centre or other crop."""
     steps = [Resize(default_resize(crop_size)), crop or CenterCrop(crop_size)]
-    return Compose([*steps, ToArray(), Normalize(mean, std)])
+    return Compose([*steps, ToInput(mean, std)])
 
 
 def get_train_loader(

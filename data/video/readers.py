@@ -22,7 +22,7 @@ import numpy as np
 from glore_common import GloReError, UsageError
 
 from . import container
-from .container import DECODERS, DECORD, MOV, VideoError, VideoFacts
+from .container import DECODERS, DECORD, MOV, QUICKER_BY_PYAV, VideoError, VideoFacts
 
 # Mean difference of pixels that is no difference of frames.
 MOST_APART = 3.0
@@ -71,6 +71,11 @@ def _first_line(error):
     line = next((text for text in lines if not text.startswith("Stack trace")), "no message")
     # "[05:20:13] /github/workspace/src/video/video_reader.cc:151: Check failed: st_nb >= 0 ..."
     return re.sub(r"\[[\d:]+\] \S+\.(cc|h):\d+: ", "", line)
+
+
+def by_decord(facts: VideoFacts) -> bool:
+    """Return whether decord reads a file: where its frames are right, and it is not slower."""
+    return facts.route == DECORD and facts.codec not in QUICKER_BY_PYAV
 
 
 class _DecordError(VideoError):
@@ -169,7 +174,7 @@ def read_frames(
         try:
             facts = facts or container.look(path, size)
             reader = None
-            if decoder == "decord" or (decoder == "auto" and facts.route == DECORD):
+            if decoder == "decord" or (decoder == "auto" and by_decord(facts)):
                 try:
                     reader = _open_decord(path)
                 except _DecordError as error:
@@ -186,7 +191,14 @@ def read_frames(
             if wanted[0] < 0 or wanted[-1] >= facts.frames:
                 raise VideoError(path, f"frame {wanted[-1]} was asked for, it has {facts.frames}")
             if reader is None:
-                frames = container.read(path, facts, wanted.tolist())
+                try:
+                    frames = container.read(path, facts, wanted.tolist())
+                except VideoError:
+                    # What was thought to be plain is damaged: read it as FFmpeg does.
+                    if facts.route != DECORD or retries:
+                        raise
+                    facts = container.look(path, size, by_decord=False)
+                    frames = container.read(path, facts, wanted.tolist())
             else:
                 frames = _read_by_decord(path, facts, wanted, reader)
             if len(wanted) != len(indices) or (wanted != indices).any():

@@ -220,14 +220,14 @@ def test_what_ffmpeg_complains_of_is_said_and_read_from_the_start(tmp_path):
 
 
 def test_exact_verification_names_a_reader_that_is_wrong(tmp_path, monkeypatch):
-    path = make(tmp_path / "a.avi", 60, *MPEG4, "-bf", 2, "-g", 15)
-    videos = read_video_list(write_list(tmp_path, ["a.avi"]), tmp_path)
+    path = make(tmp_path / "a.mp4", 60, *X264, "-g", 20, "-intra-refresh", 1)
+    videos = read_video_list(write_list(tmp_path, ["a.mp4"]), tmp_path)
     (row,) = verify_list(videos, exact=True)
     assert row["status"] == "ok"
-    expected = {"reader": "pyav", "codec": "mpeg4", "container": "avi", "rotation": "0"}
+    expected = {"reader": "pyav", "codec": "h264", "container": "mov", "rotation": "0"}
     assert {key: row[key] for key in expected} == expected
     assert (row["fps"], row["seconds"]) == (25.0, 2.4)
-    assert FrameCounts(videos).noted(0).route == BY_TYPE
+    assert FrameCounts(videos).noted(0).route == BY_TIME
     monkeypatch.setattr(data.video.container._Packets, "exact_by_decord", lambda self: True)
     facts, reason = count_decodable_frames(path)
     assert (facts.route, reason) == (DECORD, "")
