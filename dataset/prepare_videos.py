@@ -244,12 +244,12 @@ def ffmpeg_command(
     short = f"max(2\\,trunc(min(min(iw\\,ih)\\,{short_side})/2)*2)"
     scale = f"scale=w='if(gt(iw\\,ih)\\,-2\\,{short})':h='if(gt(iw\\,ih)\\,{short}\\,-2)'"
     cut = ["-ss", str(trim[0]), "-t", str(trim[1] - trim[0])] if trim else []
-    rate = ["-r", f"{fps:g}"] if fps else []
+    rate = f"fps={fps:.6f}," if fps else ""
     return [
         *(ffmpeg, "-nostdin", "-hide_banner", "-loglevel", "error", "-y"),
         *cut,
         # An absolute path cannot be taken for an option or a protocol.
-        *("-i", os.path.abspath(source), "-an", "-sn", "-dn", "-vf", scale, *rate),
+        *("-i", os.path.abspath(source), "-an", "-sn", "-dn", "-vf", rate + scale),
         *("-c:v", "mpeg4", "-b:v", bitrate, "-threads", "1", "-f", "avi"),
         os.path.abspath(target),
     ]

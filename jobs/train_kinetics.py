@@ -45,7 +45,9 @@ def settle_with(options: KineticsOptions, config: DatasetConfig) -> None:
     if schedule.lr_step_epochs is None:
         options.settle(lr_steps=config.lr_steps)
     if schedule.warmup_epochs is None:
-        options.settle(warmup_steps=config.warmup_steps)
+        # A run that is shorter than the data set's warms up in less time, if nobody else says how.
+        share = min(1.0, options.run.end_epoch / config.end_epoch) if config.is_own else 1.0
+        options.settle(warmup_steps=int(share * config.warmup_steps))
     settle(options, config.name)
 
 

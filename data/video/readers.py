@@ -247,7 +247,7 @@ def count_decodable_frames(path: str) -> tuple[VideoFacts, str]:
     return (facts._replace(frames=whole) if facts.route == DECORD else facts), reason
 
 
-def difference(path: str, facts: VideoFacts, indices: Sequence[int]) -> str:
+def difference(path: str, facts: VideoFacts, indices: Sequence[int], decoder: str = "auto") -> str:
     """Compare frames as they are read with those of the whole file, decoded from its start.
 
     Returns
@@ -256,7 +256,7 @@ def difference(path: str, facts: VideoFacts, indices: Sequence[int]) -> str:
         What differs, or an empty string.
     """
     path, indices = os.path.abspath(path), sorted(set(indices))
-    read, _ = read_frames(path, lambda total: indices, facts=facts)
+    read, _ = read_frames(path, lambda total: indices, facts=facts, decoder=decoder)
     exact = container.read(path, facts._replace(route=container.FROM_START), indices)
     for index, one, other in zip(indices, read, exact):
         if one.shape != other.shape:

@@ -5,7 +5,13 @@ import os
 import pytest
 
 from data.video.container import DECORD, FROM_START, Turn, VideoFacts
-from data.video.list import FrameCounts, ListError, read_video_list
+from data.video.list import (
+    FrameCounts,
+    ListError,
+    check_lists,
+    read_video_list,
+    without_absent,
+)
 
 
 def write(folder, text, name="list.txt", encoding="utf-8"):
@@ -133,3 +139,46 @@ def test_damaged_cache_is_ignored(tmp_path):
     with open(counts.paths[0], "a") as stream:
         stream.write("garbage\n")
     assert FrameCounts(videos).known() == 0
+
+
+def test_absent_videos_are_left_out_in_one_line(tmp_path, caplog):
+    (tmp_path / "a").mkdir()
+    for name in ("a/0.avi", "a/2.avi", "3.avi"):
+        (tmp_path / name).write_bytes(b"x")
+    (tmp_path / "a" / "1.avi").symlink_to(tmp_path / "gone")
+    path = write(tmp_path, "0 0 a/0.avi\n1 0 a/1.avi\n2 1 a/2.avi\n3 1 3.avi\n4 1 b/4.avi\n")
+    videos = read_video_list(path, tmp_path)
+    caplog.set_level("INFO")
+    kept = without_absent(videos, 0.4)
+    assert [row.v_id for row in kept.rows] == ["0", "2", "3"]
+    assert kept.lines == (1, 3, 4)
+    (record,) = caplog.records
+    assert record.getMessage().startswith(f"2 of 5 videos of {path} are not there and left out")
+    with pytest.raises(ListError, match=r"2 of 5 videos .* more than --max-missing 0\.39"):
+        without_absent(videos, 0.39)
+    # What was noted for a video stays its own.
+    counts = FrameCounts(kept)
+    counts.note(1, facts(7, 1))
+    counts.save()
+    assert FrameCounts(videos).get(2, 1) == 7
+
+
+def test_oddities_of_lists_are_said(tmp_path, caplog):
+    train = read_video_list(write(tmp_path, "0 0 a.avi\n1 2 b.avi\n2 2 b.avi\n"), tmp_path)
+    val = read_video_list(write(tmp_path, "0 0 a.avi\n1 1 c.avi\n", "val.txt"), tmp_path)
+    check_lists(train, val, 4, ["a", "b", "c", "d"])
+    assert [record.getMessage().split(" ", 1)[1].split(",")[0] for record in caplog.records] == [
+        "names 1 videos more than once",
+        "videos are in both lists",
+        f"of 4 classes have no video in {train.path}: b",
+    ]
+    caplog.clear()
+    check_lists(val, train, 2)
+    assert "c.avi" not in caplog.text
+
+
+def test_a_list_may_say_the_frame_rate(tmp_path):
+    videos = read_video_list(write(tmp_path, "# fps 12.5\n0 0 a.avi\n"), tmp_path)
+    assert (videos.rate, videos.lines, len(videos.rows)) == (12.5, (2,), 1)
+    with pytest.raises(ListError, match="no whole number"):
+        read_video_list(write(tmp_path, "0 0 a.avi\n# fps 12.5\n"), tmp_path)

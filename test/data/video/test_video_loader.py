@@ -10,6 +10,7 @@ import time
 
 import numpy as np
 import pytest
+from numbered import X264, make
 from videos import (
     DeadOnArrivalDataset,
     FailingDataset,
@@ -36,6 +37,7 @@ from data.common.loader import (
 from data.video.list import FrameCounts, read_video_list
 from data.video.loaders import get_test_loader, get_train_loader, get_val_loader
 from data.video.options import ClipOptions, ClipTestOptions
+from data.video.sampler import EvenlySampling
 from glore_common import UsageError
 
 PIXELS = {"mean": (0.5, 0.4, 0.3), "std": (0.2, 0.3, 0.25)}
@@ -570,3 +572,34 @@ def test_bad_files_are_quiet_on_stderr(tmp_path, capfd, caplog):
     # decord says one line for each time it fails to open a file, here twice for each of two.
     assert len(capfd.readouterr().err.splitlines()) <= 4
     assert "v1.mp4" in caplog.text
+
+
+def test_balanced_sampling_draws_all_classes_alike(tmp_path):
+    names = [write_video(tmp_path / f"{n}.mp4", 8).name for n in range(10)]
+    path = write_list(tmp_path, names, [0] * 9 + [1])
+    options = options_of(batch_size=1, train_frame_interval=1, augmentation="crop")
+    options.class_balance = "sampling"
+    with get_train_loader(path, tmp_path, options, seed=2, **PIXELS) as loader:
+        drawn = np.concatenate([loader._order(epoch) for epoch in range(40)])
+        np.testing.assert_array_equal(loader._order(3), loader._order(3))
+        assert not np.array_equal(loader._order(3), loader._order(4))
+    assert 160 < np.sum(drawn == 9) < 240, "half of 400 draws are of the class with one video"
+
+
+def test_clips_that_span_seconds_whatever_the_rate(tmp_path):
+    for name, rate in (("slow.mp4", 10), ("fast.mp4", 30)):
+        make(tmp_path / name, 90, *X264, rate=rate)
+    path = write_list(tmp_path, ["slow.mp4", "fast.mp4"])
+    dataset = make_dataset(path, train=False, clip_seconds=2.0)
+    picked = []
+
+    class Sampler(EvenlySampling):
+        def at_interval(self, interval):
+            picked.append(interval)
+            return super().at_interval(interval)
+
+    dataset.sampler = Sampler(4, 2)
+    for item in range(2):
+        dataset.load(dataset.request(item), None)
+    # 4 frames over 2 s: every 0.5 s
+    assert picked == [5, 15]
