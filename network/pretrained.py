@@ -233,7 +233,7 @@ def load_pretrained(
     if replaced:
         first = replaced[0]
         LOGGER.info(
-            "%s: the classifier is for %d classes, the network for %d%s: %s start afresh",
+            "%s: the classifier has %d classes, the network %d%s: %s start afresh",
             path,
             arg_params[first].shape[0],
             args[first][0],
