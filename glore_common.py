@@ -178,9 +178,22 @@ def check_writable(path: PathLike, what: str, size: int = 0) -> None:
 
 
 def write_text(path: PathLike, text: str) -> None:
-    """Write ``text`` to ``path`` atomically, in UTF-8."""
-    with atomic_path(path) as temporary, open(temporary, "w", encoding="utf-8") as stream:
+    """Write ``text`` to ``path`` atomically, in UTF-8.
+
+    A file name that is not UTF-8 has lone surrogates in Python. They are written as ``\\udcdf``,
+    which JSON, and with it :func:`os.fsencode`, turns into the name's own bytes again.
+    """
+    with (
+        atomic_path(path) as temporary,
+        open(temporary, "w", encoding="utf-8", errors="backslashreplace") as stream,
+    ):
         stream.write(text)
+
+
+def printable(text: str) -> str:
+    """Return text that any terminal and log takes: one line, without lone surrogates."""
+    line = text.replace("\n", "\\n").replace("\r", "\\r").replace("\t", "\\t")
+    return line.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 @contextlib.contextmanager

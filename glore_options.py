@@ -293,6 +293,14 @@ def three(element: Callable[[str], Any]) -> Callable[[str], tuple]:
 # --- command line ---------------------------------------------------------------------------------
 
 
+class _Words(argparse.Action):
+    """Adds the words of a positional option to those that its flag gave, if there are any."""
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        if values:
+            setattr(namespace, self.dest, [*getattr(namespace, self.dest, ()), *values])
+
+
 class _Formatter(argparse.ArgumentDefaultsHelpFormatter):
     def _get_help_string(self, action: argparse.Action) -> Optional[str]:
         return action.help
@@ -314,7 +322,10 @@ class Parser(argparse.ArgumentParser):
 
     def parse_args(self, args=None, namespace=None):  # type: ignore[override]
         """Parse strictly: an unknown option ends the program with exit code 2."""
-        parsed, unknown = self.parse_known_args(args, namespace)
+        # Options may stand between several positional words.
+        mixed = any(action.nargs == "*" for action in self._get_positional_actions())
+        read = self.parse_known_intermixed_args if mixed else self.parse_known_args
+        parsed, unknown = read(args, namespace)
         if unknown:
             message = f"unrecognized arguments: {' '.join(unknown)}"
             flag = unknown[0].split("=")[0]
@@ -377,8 +388,12 @@ def _add_option(target, group: Options, field: dataclasses.Field) -> None:
     if facts["positional"]:
         shown = facts["metavar"] or field.name.upper()
         same = f"the same as {flag_of(field.name)}"
+        # Several words: the flag is then for --config and for what begins with a dash.
+        words: dict[str, Any] = {"nargs": "?"}
+        if facts["several"]:
+            words = {"nargs": "*", "action": _Words}
         target.add_argument(
-            field.name, nargs="?", type=kind, metavar=shown, default=argparse.SUPPRESS, help=same
+            field.name, type=kind, metavar=shown, default=argparse.SUPPRESS, help=same, **words
         )
     target.add_argument(flag_of(field.name), *plain, help=text.replace("%", "%%"), **settings)
     for alias in facts["aliases"]:

@@ -43,5 +43,7 @@ cat <<EOF
 What to run next (. .venv/bin/activate):
   ./run_local.sh --network RESNET50_GLORE                     the full network on these videos
   python evaluate.py $checkpoint --num-clips 4 --num-crops 3
+  python predict.py $checkpoint dataset/Demo/raw/data/val_avi-96p
+  python serve.py $checkpoint                                 a page that takes videos
   python train_kinetics.py --dataset Kinetics --dry-run       says how your own data should lie
 EOF

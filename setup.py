@@ -85,6 +85,7 @@ setup(
     packages=[f"glore.{package}" for package in PACKAGES],
     py_modules=[f"glore.{module}" for module in MODULES],
     package_dir={"glore": "", **{f"glore.{name}": name.replace(".", "/") for name in PACKAGES}},
+    package_data={"glore.jobs": ["serve_page.html"]},
     cmdclass={"build_py": BuildBelowGlore},
     entry_points={"console_scripts": ["glore = glore.jobs.cli:main"]},
     install_requires=[
@@ -117,6 +118,9 @@ setup(
         ],
         "prepare": ["imageio-ffmpeg>=0.5"],
         "tensorboard": ["tensorboardX>=2.6"],
+        # Other versions write or read other operator sets; see network/onnx_graph.py.
+        "onnx": ["onnx>=1.16,<2", "onnxruntime>=1.18"],
+        "serve": ["fastapi>=0.115", "uvicorn>=0.30"],
         "torch": ["torch>=2.0"],
         "dev": [
             "pytest>=8",

@@ -133,7 +133,7 @@ def measure(path: str, rounds: int, clock: Callable[[], float]) -> dict[str, Any
         "train": train_transform(SIDE, MEAN, STD),
         "val": val_transform(SIDE, MEAN, STD),
     }
-    samplers = {"train": RandomSampling(8, 8), "val": EvenlySampling(8, 8)}
+    samplers: dict[str, Any] = {"train": RandomSampling(8, 8), "val": EvenlySampling(8, 8)}
     seconds: dict[tuple[str, str], list[float]] = {}
     failed: dict[str, str] = {}
 
@@ -219,8 +219,8 @@ def main(argv: Optional[list[str]] = None) -> int:
         "--clock",
         choices=CLOCKS,
         default="wall",
-        help="processor: what a clip takes of all cores, which is what counts where as many workers "
-        "as cores read, and where other jobs run (default: wall)",
+        help="processor: what a clip takes of all cores, which counts where as many workers as "
+        "cores read, and where other jobs run (default: wall)",
     )
     arguments = parser.parse_args(argv)
     clock = CLOCKS[arguments.clock]

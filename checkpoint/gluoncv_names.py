@@ -1,4 +1,4 @@
-"""The weights of gluoncv's model zoo under our names: post-activation ResNets of basic blocks.
+"""The weights of gluoncv's model zoo under our names: post-activation ResNets.
 
 gluoncv has two families of the same layers, ``resnet18_v1`` and ``resnet18_v1b``, and MXNet has two
 ways of naming parameters in a file: by attributes (``features.5.0.body.3.weight``,
@@ -18,6 +18,8 @@ from glore_common import GloReError, UsageError
 from .params import Arrays
 
 LEAVES = {"running_mean": "moving_mean", "running_var": "moving_var"}
+# Of a batch normalisation in torchvision and timm.
+TORCH_LEAVES = {"weight": "gamma", "bias": "beta"}
 LEAF = r"(?P<leaf>weight|bias|gamma|beta|running_mean|running_var)$"
 KINDS = {"conv": "conv", "batchnorm": "bn", "bn": "bn"}
 # Of basic blocks: in resnet*_v1 the shortcut's convolution, which the first block of a stage but
@@ -101,6 +103,11 @@ MARK = re.compile(
 )
 
 
+def is_gluoncv(name: str) -> bool:
+    """Return whether a file with this name in it has one of those networks."""
+    return MARK.match(name) is not None
+
+
 def our_name(name: str) -> Optional[str]:
     """Return our name of a gluoncv parameter, or None if it is none of those networks'."""
     match = re.match(r"(?P<kind>(arg|aux):)?(?P<path>.+?)[._]" + LEAF, name)
@@ -111,6 +118,8 @@ def our_name(name: str) -> Optional[str]:
         if found:
             made = make(found.groupdict())
             leaf = LEAVES.get(match["leaf"], match["leaf"])
+            if made and made.endswith("_bn"):
+                leaf = TORCH_LEAVES.get(leaf, leaf)
             return made and f"{match['kind'] or ''}{made}_{leaf}"
     return None
 
@@ -128,7 +137,7 @@ def from_gluoncv(params: Arrays) -> Arrays:
     dict
         What has no name here keeps its own, so that a strict comparison lists it.
     """
-    if not any(MARK.match(name) for name in params):
+    if not any(map(is_gluoncv, params)):
         return params
     return {our_name(name) or name: value for name, value in params.items()}
 

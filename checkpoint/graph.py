@@ -7,12 +7,12 @@ parameters ``PREFIX-0012.params`` whose names begin with ``arg:`` or ``aux:``.
 import json
 import os
 from collections.abc import Mapping
-from typing import Any, Optional
+from typing import Any, NamedTuple, Optional
 
 from glore_common import write_text
 from mxnet_compat import mx
 
-from .graph_check import is_known, parse_graph, try_graph
+from .graph_check import is_known, make_float32, parse_graph, try_graph
 from .params import CheckpointError, check, read_params, split, write_params
 from .paths import SYMBOL, epoch_files, find
 
@@ -31,6 +31,33 @@ def read_symbol(path: str) -> mx.sym.Symbol:
     except mx.MXNetError as error:
         reason = str(error).strip().splitlines()[-1]
         raise CheckpointError(f"{path} is not understood by MXNet: {reason}") from error
+
+
+class Normalisation(NamedTuple):
+    """What a BatchNorm of a graph does beside its parameters."""
+
+    fix_gamma: bool
+    eps: float
+    var: str
+
+
+def normalisations(symbol: mx.sym.Symbol) -> dict[str, Normalisation]:
+    """Return {name of its gamma: a BatchNorm's constants} of a graph, with MXNet's defaults."""
+    nodes = json.loads(symbol.tojson())["nodes"]
+    found = {}
+    for node in nodes:
+        if "BatchNorm" in node["op"]:
+            attributes = node.get("attrs", {})
+            _, gamma, _, _, var = (nodes[entry[0]]["name"] for entry in node["inputs"][:5])
+            fixed = attributes.get("fix_gamma", "True") in ("True", "1")
+            found[gamma] = Normalisation(fixed, float(attributes.get("eps", 1e-3)), var)
+    return found
+
+
+def as_float32(symbol: mx.sym.Symbol) -> Optional[mx.sym.Symbol]:
+    """Return a graph that computes in float32 what ``symbol`` does in float16; None: nothing."""
+    content = json.loads(symbol.tojson())
+    return mx.sym.load_json(json.dumps(content)) if make_float32(content) else None
 
 
 def write_symbol(path: str, symbol: mx.sym.Symbol) -> None:

@@ -115,6 +115,15 @@ def stem_of(path: str) -> str:
     return root if extension in EXTENSIONS else path
 
 
+def split_key(text: str) -> tuple[str, Optional[str]]:
+    """Return (file, key) of ``FILE:KEY``, one of several state dicts in a PyTorch file."""
+    text = os.fspath(text)
+    path, colon, key = text.rpartition(":")
+    if colon and key and not os.path.exists(text) and os.path.isfile(path):
+        return path, key
+    return text, None
+
+
 def find(text: str, epoch: Optional[int] = None) -> Files:
     """Return the files that a user's text stands for.
 

@@ -45,8 +45,8 @@ from glore_common import (
     write_text,
 )
 
-from .params import CheckpointError, listing
-from .paths import SYMBOL, Files, epochs, stem_of
+from .params import STREAM_START, ZIP_START, CheckpointError, listing
+from .paths import SYMBOL, Files, epochs, split_key, stem_of
 
 LOGGER = logging.getLogger("glore")
 
@@ -69,6 +69,7 @@ CHUNK = 1 << 20
 # The largest released checkpoint holds some 90 million values of 4 bytes.
 MAX_BYTES = 4 << 30
 MAX_MEMBERS = 1000
+COMPRESSED = ((b"\x1f\x8b", gzip.open), (b"BZh", bz2.open), (b"\xfd7zXZ\0", lzma.open))
 TAR_ENDING = re.compile(r"\.(tar|tar\.(gz|bz2|xz)|tgz)$")
 # What an extracted folder holds beside the tar's content: checksums, so that damage shows.
 STAMP = ".glore-extracted.json"
@@ -138,6 +139,23 @@ def _is_tar(path: str) -> bool:
             return sum(1 for _ in archive) > 0
     except DAMAGE:
         return False
+
+
+def _looks_like_tar(path: str) -> bool:
+    """Tell a tar, whole or not, by its first bytes: PyTorch's own examples write ``.pth.tar``.
+
+    The name decides where these say nothing.
+    """
+    try:
+        with open(path, "rb") as stream:
+            start = stream.read(512)
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror or error}") from error
+    if start.startswith((ZIP_START, STREAM_START)):
+        return False
+    if start.startswith(tuple(magic for magic, _ in COMPRESSED)) or start[257:262] == b"ustar":
+        return True
+    return TAR_ENDING.search(path) is not None
 
 
 def _verify(path: str, url: str) -> str:
@@ -316,8 +334,7 @@ def _open_tar(path: str) -> Iterator[tarfile.TarFile]:
     """Open a tar, also a gzip, bzip2 or xz compressed one, without trusting its headers."""
     with open(path, "rb") as stream:
         start = stream.read(6)
-    openers = ((b"\x1f\x8b", gzip.open), (b"BZh", bz2.open), (b"\xfd7zXZ\0", lzma.open))
-    opener = next((opener for magic, opener in openers if start.startswith(magic)), open)
+    opener = next((opener for magic, opener in COMPRESSED if start.startswith(magic)), open)
     content: Any = _ShortReads(opener(path, "rb"))
     with contextlib.closing(content), tarfile.open(fileobj=content, mode="r:") as archive:
         yield archive
@@ -481,7 +498,8 @@ def locate(text: str, root: Optional[str] = None) -> str:
     Parameters
     ----------
     text
-        A file or a checkpoint's prefix stays itself; a tar is extracted below ``root``; a folder
+        A file or a checkpoint's prefix stays itself; a tar (whatever its name) is extracted below
+        ``root``; a folder
         stands for the one checkpoint in it; a name of :data:`RELEASED` is downloaded and
         extracted below ``root``.
     root
@@ -502,10 +520,11 @@ def locate(text: str, root: Optional[str] = None) -> str:
     text = os.fspath(text)
     root = os.path.abspath(root or default_root())
     name = re.sub(r"\.tar$", "", text.lower())
-    if os.path.isfile(text):
-        stem = TAR_ENDING.sub("", os.path.basename(text))
-        if stem == os.path.basename(text):
+    path = split_key(text)[0]
+    if os.path.isfile(path):
+        if not _looks_like_tar(path):
             return text
+        stem = TAR_ENDING.sub("", os.path.basename(text))
         with _lock(root, stem):
             # By content: another tar of the same name must not be taken for this one.
             target = os.path.join(root, "extracted", f"{stem}-{_digest_of(text)[:16]}")

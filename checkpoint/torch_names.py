@@ -28,14 +28,20 @@ BATCH_NORM = (
     ("running_mean", "moving_mean"),
     ("running_var", "moving_var"),
 )
+WRAPPERS = ("module.", "model.", "_orig_mod.")
 _BRANCH_OF_TORCH = re.compile(r"^conv_(\w\d)$")
 _BRANCH_OF_OURS = re.compile(r"^conv-(\w\d)$")
 
 
 def strip_module(name: str) -> str:
-    """Return a PyTorch name without the ``module.`` that DataParallel puts before it."""
-    while name.startswith("module."):
-        name = name[len("module.") :]
+    """Return a PyTorch name without what wrappers of a network put before it.
+
+    These are ``module.`` (DataParallel), ``model.`` (Lightning) and ``_orig_mod.`` (compile, which
+    also puts it before the parts that it was called for).
+    """
+    name = name.replace("._orig_mod.", ".")
+    while name.startswith(WRAPPERS):
+        name = name.partition(".")[2]
     return name
 
 

@@ -7,12 +7,15 @@ What the archive CUB_200_2011.tgz holds is read as it is::
     CUB_200_2011/image_class_labels.txt   image_id  class_id, from 1
     CUB_200_2011/train_test_split.txt     image_id  1 for training, 0 for testing
     CUB_200_2011/classes.txt              class_id  name (may be missing)
+    CUB_200_2011/bounding_boxes.txt       image_id  left top width height, in pixels (if asked for)
+
+Subsets with fewer classes are read as well.
 """
 
 import dataclasses
 import os
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Optional
 
 import numpy as np
 
@@ -31,7 +34,8 @@ Rows = Sequence[tuple[Any, Any]]
 class ImageSplits:
     """Images of a data set in three parts, each a tuple of (path below ``root``, label from 0).
 
-    ``val`` is held out of the official training part.
+    ``val`` is held out of the official training part. ``boxes``, where they were asked for, are
+    (left, top, width, height) in pixels by path.
     """
 
     root: str
@@ -39,6 +43,7 @@ class ImageSplits:
     train: Rows
     val: Rows
     test: Rows
+    boxes: Mapping[str, tuple[float, float, float, float]] = dataclasses.field(default_factory=dict)
 
 
 def _read_table(path: str, meaning: str) -> dict[int, tuple[str, int]]:
@@ -134,7 +139,11 @@ def hold_out(rows: Rows, fraction: float, seed: int) -> tuple[Rows, Rows]:
 
 
 def read_cub200(
-    folder: str, val_fraction: float = 0.1, seed: int = 0, num_classes: int = 200
+    folder: str,
+    val_fraction: float = 0.1,
+    seed: int = 0,
+    num_classes: Optional[int] = None,
+    with_boxes: bool = False,
 ) -> ImageSplits:
     """Read CUB-200-2011.
 
@@ -148,7 +157,10 @@ def read_cub200(
     seed
         For the held-out part.
     num_classes
-        Class ids run from 1 to it.
+        Class ids run from 1 to it; by default the classes are those of ``classes.txt``, or else
+        those that images have. Labels count them in the order of their ids.
+    with_boxes
+        Read the birds' bounding boxes.
 
     The result's ``root`` is the folder ``images``.
 
@@ -164,7 +176,13 @@ def read_cub200(
     root = os.path.join(folder, "images")
     files = {
         name: os.path.join(folder, f"{name}.txt")
-        for name in ("images", "image_class_labels", "train_test_split", "classes")
+        for name in (
+            "images",
+            "image_class_labels",
+            "train_test_split",
+            "classes",
+            "bounding_boxes",
+        )
     }
     paths = _read_table(files["images"], "image_id path")
     labels = _read_numbers(files["image_class_labels"], "image_id class_id")
@@ -173,13 +191,15 @@ def read_cub200(
         _check_same_ids(files["images"], paths, files[name], table)
     if not os.path.isdir(root):
         raise GloReError(f"{root} is missing: the photographs of {files['images']} lie there.")
+    names = _class_names(files["classes"], num_classes, (value for value, _ in labels.values()))
+    label_of = {class_id: label for label, class_id in enumerate(names)}
     parts: dict[int, list[tuple[str, int]]] = {0: [], 1: []}
     for key, (path, _) in paths.items():
         class_id, line = labels[key]
-        if not 1 <= class_id <= num_classes:
+        if class_id not in label_of:
             raise GloReError(
                 f"{files['image_class_labels']}:{line}: class {class_id} is out of range (1 to "
-                f"{num_classes})"
+                f"{max(names)})"
             )
         part, line = split[key]
         if part not in parts:
@@ -187,23 +207,47 @@ def read_cub200(
                 f"{files['train_test_split']}:{line}: expected 1 (training) or 0 (testing), found "
                 f"{part}"
             )
-        parts[part].append((path, class_id - 1))
+        parts[part].append((path, label_of[class_id]))
     for part, name in ((1, "training"), (0, "test")):
         if not parts[part]:
             raise GloReError(f"{files['train_test_split']} names no {name} images")
     train, val = hold_out(tuple(parts[1]), val_fraction, seed)
-    return ImageSplits(
-        root, _class_names(files["classes"], num_classes), train, val, tuple(parts[0])
-    )
+    boxes = _read_boxes(files["bounding_boxes"], files["images"], paths) if with_boxes else {}
+    return ImageSplits(root, tuple(names.values()), train, val, tuple(parts[0]), boxes)
 
 
-def _class_names(path: str, num_classes: int) -> tuple[str, ...]:
-    """Return the names of all classes; without the file, numbers."""
+def _class_names(
+    path: str, num_classes: Optional[int], ids_of_images: Iterable[int]
+) -> dict[int, str]:
+    """Return {class id: name} of all classes, in order; without the file, names are numbers."""
+    ids = None if num_classes is None else list(range(1, num_classes + 1))
     if not os.path.exists(path):
-        return tuple(f"class {number}" for number in range(1, num_classes + 1))
+        return {number: f"class {number}" for number in ids or sorted(set(ids_of_images))}
     table = _read_table(path, "class_id name")
-    missing = [number for number in range(1, num_classes + 1) if number not in table]
-    if missing or len(table) != num_classes:
-        what = f"no class {missing[0]}" if missing else f"{len(table)} classes"
-        raise GloReError(f"{path} has {what}; expected are the classes 1 to {num_classes}")
-    return tuple(table[number][0] for number in range(1, num_classes + 1))
+    if ids is not None:
+        missing = [number for number in ids if number not in table]
+        if missing or len(table) != num_classes:
+            what = f"no class {missing[0]}" if missing else f"{len(table)} classes"
+            raise GloReError(f"{path} has {what}; expected are the classes 1 to {num_classes}")
+    return {number: table[number][0] for number in sorted(table)}
+
+
+def _read_boxes(
+    path: str, images_path: str, paths: dict[int, tuple[str, int]]
+) -> dict[str, tuple[float, float, float, float]]:
+    """Return {path of an image: its box}."""
+    table = _read_table(path, "image_id left top width height")
+    _check_same_ids(images_path, paths, path, table)
+    boxes = {}
+    for key, (text, line) in table.items():
+        try:
+            left, top, width, height = (float(value) for value in text.split())
+            if width <= 0 or height <= 0:
+                raise ValueError
+        except ValueError:
+            raise GloReError(
+                f"{path}:{line}: expected 'image_id left top width height' with a box that is not "
+                f"empty, found '{key} {text}'"
+            ) from None
+        boxes[paths[key][0]] = (left, top, width, height)
+    return boxes

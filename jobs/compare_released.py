@@ -21,6 +21,7 @@ from checkpoint.params import check, param_shapes
 from checkpoint.paths import find
 from checkpoint.released import locate
 from data.common.loader import BatchSource
+from data.image.ilsvrc import classes_of_network
 from data.image.loaders import get_image_val_loader
 from data.image.options import ImageReadingOptions
 from data.image.source import image_source_of_rows, open_image_source
@@ -187,7 +188,11 @@ def get_loader(
         **options,
     )
     return get_image_val_loader(
-        open_image_source(source, network.num_classes),
+        open_image_source(
+            source,
+            network.num_classes,
+            classes_of_network(source, network.num_classes),
+        ),
         reading,
         mean=input_conf.mean,
         std=input_conf.std,

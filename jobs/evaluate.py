@@ -12,13 +12,16 @@ import json
 import logging
 import os
 import time
-from typing import Any, NamedTuple, Optional
+from typing import Any, Callable, NamedTuple, Optional
+
+import numpy as np
 
 from data.common.loader import BatchSource, write_bad_files
 from data.common.transforms import default_resize
+from data.image.ilsvrc import classes_of_network
 from data.image.loaders import get_image_val_loader
 from data.image.options import ImageReadingOptions
-from data.image.source import ImageSource, open_image_source
+from data.image.source import ImageSource, open_image_source, with_classes
 from data.video.loaders import get_test_loader
 from dataset import DatasetConfig, get_config, prepare_demo
 from glore_common import GloReError, UsageError, check_writable, command, write_text
@@ -29,7 +32,7 @@ from train.devices import contexts_of
 from train.metric import ConfusionMatrix
 from train.plots import plot_confusion
 from train.report import log_to
-from train.scoring import average_scores, class_rows, predictions, predictor, summarize
+from train.scoring import average_scores, class_rows, predictions, summarize
 
 from .model import Model, open_model
 from .options import EvaluateOptions, ImageSourceOptions
@@ -51,7 +54,10 @@ class Evaluation(NamedTuple):
 
 
 def evaluate(
-    predict: Any, loader: BatchSource, num_classes: int, limit: Optional[int]
+    predict: Callable[[Any], np.ndarray],
+    loader: BatchSource,
+    num_classes: int,
+    limit: Optional[int],
 ) -> Evaluation:
     """Score a network on what a loader reads.
 
@@ -130,14 +136,16 @@ def write_results(
 
 
 def score(
-    model: Model, loader: BatchSource, limit: Optional[int], contexts: list, prefix: str
+    model: Model,
+    loader: BatchSource,
+    limit: Optional[int],
+    predict: Callable[[Any], np.ndarray],
+    prefix: str,
 ) -> tuple[Evaluation, dict[str, Any]]:
     """Test a network and log the figures; return the result and what the JSON says of any data."""
     facts, kind = model.facts, loader.dataset.kind
     try:
-        result = evaluate(
-            predictor(model.block(contexts), contexts), loader, facts.num_classes, limit
-        )
+        result = evaluate(predict, loader, facts.num_classes, limit)
         bad = write_bad_files([loader], f"{prefix}_bad-files.tsv")
     finally:
         loader.close()
@@ -230,6 +238,7 @@ def evaluate_images(
     reading: ImageReadingOptions,
     *,
     contexts: list,
+    backend: str = "mxnet",
     prefix: str = "",
     batch_size: Optional[int] = None,
     crops: str = "centre",
@@ -261,7 +270,8 @@ def evaluate_images(
         crops=crops,
     )
     LOGGER.info("Testing    %d images of %s", loader.num_samples, source.origin)
-    result, content = score(model, loader, limit, contexts, prefix)
+    predict = model.predictor(contexts, backend)
+    result, content = score(model, loader, limit, predict, prefix)
     published = PUBLISHED_TOP1.get(facts.network or "") if not facts.overrides else None
     if published is not None:
         LOGGER.info(
@@ -289,7 +299,9 @@ def image_source(options: EvaluateOptions, model: Model) -> ImageSource:
     if options.data.rec and options.data.folder:
         raise UsageError("give --rec or --folder, not both")
     if asked:
-        return open_image_source(asked, facts.num_classes)
+        names = facts.class_names or classes_of_network(asked, facts.num_classes)
+        labels = options.data.labels
+        return open_image_source(asked, facts.num_classes, names, labels=labels)
     trained = model.options.get("source")
     if not trained:
         raise UsageError(f"{model.path} does not say which images: give --folder DIR or --rec FILE")
@@ -302,7 +314,7 @@ def image_source(options: EvaluateOptions, model: Model) -> ImageSource:
         raise UsageError(
             f"{model.path} was trained without validation images: give --folder DIR or --rec FILE"
         )
-    return part
+    return with_classes(part, facts.class_names)
 
 
 # --- clips ----------------------------------------------------------------------------------------
@@ -394,7 +406,11 @@ def evaluate_clips(options: EvaluateOptions, model: Model, contexts: list) -> di
         clips * data.num_crops,
         data.num_crops,
     )
-    result, content = score(model, loader, data.max_samples, contexts, prefix)
+    model = dataclasses.replace(
+        model, facts=dataclasses.replace(facts, frame_interval=reading.frame_interval)
+    )
+    predict = model.predictor(contexts, options.devices.backend)
+    result, content = score(model, loader, data.max_samples, predict, prefix)
     content.update(
         dataset=config.name,
         clip_length=reading.clip_length,
@@ -415,8 +431,15 @@ def evaluate_clips(options: EvaluateOptions, model: Model, contexts: list) -> di
 # --- command --------------------------------------------------------------------------------------
 
 
-def read_model(options: EvaluateOptions) -> Model:
-    """Return the network that the command line names, with its mean and std settled."""
+def read_model(options: Any) -> Model:
+    """Return the network that the command line names, with its mean and std settled.
+
+    Parameters
+    ----------
+    options
+        With the groups ``network`` (:class:`~jobs.options.WeightsOptions`), ``data``
+        (:class:`~jobs.options.ViewOptions`) and ``pixels``.
+    """
     network, data = options.network, options.data
     weights = network.weights
     if weights is None and network.model_subpath:
@@ -465,6 +488,7 @@ def main(argv: Optional[list[str]] = None) -> None:
             image_source(options, model),
             data,
             contexts=contexts,
+            backend=options.devices.backend,
             prefix=output.output,
             crops=data.crops or "centre",
             limit=data.max_samples,

@@ -423,7 +423,7 @@ def run_job(options: LaunchOptions, own: list[str], command: list[str], stop: jo
     try:
         os.makedirs(options.log_dir, exist_ok=True)
         path = os.path.join(options.log_dir, "launcher.log")
-        handler = logging.FileHandler(path, encoding="utf-8")
+        handler = logging.FileHandler(path, encoding="utf-8", errors="backslashreplace")
     except OSError as error:
         raise UsageError(f"the log files cannot be written: {error}") from error
     handler.setFormatter(logging.Formatter(FORMAT))

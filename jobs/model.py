@@ -5,27 +5,33 @@ weights, then from the names and shapes of the weights themselves. :attr:`Model.
 """
 
 import dataclasses
+import json
 import logging
 import os
-from typing import Any, Optional
+from typing import Any, Callable, Optional
 
 import numpy as np
 
 from checkpoint import graph
 from checkpoint.manifest import read_manifest
-from checkpoint.params import CheckpointError, check, check_finite, param_shapes
-from checkpoint.paths import Files, find, stem_of
+from checkpoint.params import CheckpointError, check, check_finite, infer_shapes, param_shapes
+from checkpoint.paths import Files, find, split_key, stem_of
 from checkpoint.released import locate
+from checkpoint.safetensors_file import is_safetensors, read_safetensors
 from glore_common import UsageError
 from mxnet_compat import mx
-from network.block import build_block
+from network.block import SymbolNet, build_block
 from network.builder import InputConf, get_spec, get_symbol, logits
 from network.identify import identify_network
+from network.onnx_graph import OnnxNet, to_onnx
 from network.pretrained import read_source
 from network.specs import MEAN, STD
+from train.scoring import predictor
 
 LOGGER = logging.getLogger("glore")
 DEFAULT_CROP_SIZE = 224
+# Under which files of other forms (.safetensors, .onnx) hold :meth:`ModelFacts.as_dict`, as JSON.
+FACTS = "glore"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -153,16 +159,53 @@ class Model:
         params = {**self.arg_params, **self.aux_params}
         return all(tuple(params[name].shape) == shape for name, shape in {**args, **auxs}.items())
 
-    def block(self, contexts: list) -> mx.gluon.Block:
-        """Return the network as a block that gives logits (n, classes), for prediction."""
+    def block(self, contexts: list, output: Optional[str] = None) -> SymbolNet:
+        """Return the network as a block for prediction.
+
+        It gives logits (n, classes), or what the node ``output`` computes.
+        """
         return build_block(
             self.symbol,
             InputConf(self.facts.data_shape, self.facts.mean, self.facts.std),
             ctx=contexts,
             params=(self.arg_params, self.aux_params),
-            output=logits(self.symbol).name,
+            output=output or logits(self.symbol).name,
             training=False,
         )
+
+    def onnx(self) -> Any:
+        """Return the network as an ONNX model (``onnx.ModelProto``) that says what this knows."""
+        return to_onnx(
+            self.symbol,
+            self.arg_params,
+            self.aux_params,
+            self.facts.data_shape,
+            self.metadata(),
+            self.facts.network or "network",
+        )
+
+    def metadata(self) -> dict[str, str]:
+        """Return what an exported file says: the facts, as JSON under :data:`FACTS`, and where
+        the weights come from."""
+        facts = json.dumps(self.facts.as_dict(), ensure_ascii=False)
+        return {FACTS: facts, "source": os.path.basename(self.path)}
+
+    def predictor(
+        self, contexts: list, backend: str = "mxnet"
+    ) -> Callable[[mx.nd.NDArray], np.ndarray]:
+        """Return a function from a batch (n, …), an NDArray, to logits (n, classes).
+
+        Parameters
+        ----------
+        contexts
+            That MXNet runs on.
+        backend
+            'mxnet' or 'onnx', which runs on the CPU.
+        """
+        if backend == "mxnet":
+            return predictor(self.block(contexts), contexts)
+        net = OnnxNet(self.onnx().SerializeToString())
+        return lambda data: net.run(data.asnumpy())
 
 
 def _classes_of(arg_params: dict, where: str) -> int:
@@ -173,7 +216,7 @@ def _classes_of(arg_params: dict, where: str) -> int:
     raise CheckpointError(f"{where} has no classifier: it holds no classifier_bias")
 
 
-def _facts_of_row(network: str, overrides: dict[str, Any], num_classes: int) -> ModelFacts:
+def facts_of_row(network: str, overrides: dict[str, Any], num_classes: int) -> ModelFacts:
     """Return what the table says of a network."""
     _, conf = get_symbol(network, num_classes, **overrides)
     task = "video" if len(conf.data_shape) == 4 else "image"
@@ -203,10 +246,45 @@ def _from_graph(text: str, files: Files, epoch: Optional[int], crop_size: Option
     graph.try_unknown(files.symbol, {"data": (1, *shape)})
     symbol, arg_params, aux_params = graph.load(text, epoch)
     check_finite({**arg_params, **aux_params}, files.params)
-    classes = _classes_of(arg_params, files.params)
-    facts = ModelFacts("image", None, {}, classes, None, shape, MEAN, STD)
     origin = "the graph beside the weights; mean and std are GloRe's"
+    wider = graph.as_float32(symbol)
+    if wider is not None:
+        symbol, origin = wider, f"{origin}; computed in float32, not float16"
+    if wider is not None or any(v.dtype == np.float16 for v in arg_params.values()):
+        arg_params, aux_params = (
+            {name: value.astype("float32") for name, value in params.items()}
+            for params in (arg_params, aux_params)
+        )
+    try:
+        # Whatever its classifier is called.
+        classes = infer_shapes(logits(symbol), {"data": (1, *shape)})[-1][1][-1]
+    except (UsageError, IndexError):
+        classes = _classes_of(arg_params, files.params)
+    facts = ModelFacts("image", None, {}, classes, None, shape, MEAN, STD)
     return Model(symbol, arg_params, aux_params, facts, files.params, {}, origin)
+
+
+def _is_video(path: str) -> bool:
+    """Return whether a graph has 3D convolutions, and so reads clips.
+
+    How many frames it takes no graph says: its network must be found to know its input.
+    """
+    inner = graph.read_symbol(path).get_internals()
+    kernels = [node.attr("kernel") for node in inner]
+    return any(kernel is not None and kernel.count(",") == 2 for kernel in kernels)
+
+
+def _described(path: str) -> Optional[dict[str, Any]]:
+    """Return what the metadata of a ``.safetensors`` file say of its network, if anything."""
+    if not is_safetensors(path):
+        return None
+    text = read_safetensors(path)[1].get(FACTS)
+    try:
+        content = None if text is None else json.loads(text)
+    except ValueError as error:
+        raise CheckpointError(f"{path}: its metadata are damaged: {error}") from error
+    # A graph of another program has no row: its names must show what it is.
+    return content if content and content.get("network") else None
 
 
 def open_model(
@@ -222,8 +300,8 @@ def open_model(
     Parameters
     ----------
     weights
-        ``TASK_ep`` or another prefix (its newest epoch), ``.params``, ``.pth``, or the name of a
-        released network.
+        ``TASK_ep`` or another prefix (its newest epoch), ``.params``, ``.pth``, ``.safetensors``,
+        or the name of a released network.
     epoch
         Of a prefix.
     network
@@ -244,7 +322,8 @@ def open_model(
     text = locate(weights)
     overrides = dict(overrides or {})
     # A file of another kind (.pth) has no others beside it.
-    foreign = os.path.isfile(text) and stem_of(text) == text
+    file = split_key(text)[0]
+    foreign = os.path.isfile(file) and stem_of(file) == file
     files = Files(text) if foreign else find(text, epoch)
     path = text if foreign else files.params
     manifest = None
@@ -257,11 +336,15 @@ def open_model(
         facts = ModelFacts.from_dict(manifest.model, files.manifest)
         facts = dataclasses.replace(facts, overrides={**facts.overrides, **overrides})
         origin = f"{os.path.basename(files.manifest)}, its manifest"
+    elif network is None and foreign and _described(path) is not None:
+        facts = ModelFacts.from_dict(_described(path), path)
+        facts = dataclasses.replace(facts, overrides={**facts.overrides, **overrides})
+        origin = f"the metadata of {os.path.basename(path)}"
     elif network is not None:
         arg_params, _, _ = read_source(text, get_symbol(network, **overrides)[0], epoch)
-        facts = _facts_of_row(network, overrides, _classes_of(arg_params, path))
+        facts = facts_of_row(network, overrides, _classes_of(arg_params, path))
         origin = f"the table's row of {facts.network}"
-    elif not foreign and os.path.exists(files.symbol):
+    elif not foreign and os.path.exists(files.symbol) and not _is_video(files.symbol):
         if overrides:
             flags = ", ".join(f"--{name.replace('_', '-')}" for name in overrides)
             raise UsageError(
@@ -292,4 +375,4 @@ def _identified(text: str, epoch: Optional[int], overrides: dict[str, Any]) -> M
             f"{path} has neither a manifest nor a graph beside it, and its network is not "
             f"recognised ({error}): name its network with --network"
         ) from error
-    return _facts_of_row(found.name, {**found.overrides, **overrides}, found.num_classes)
+    return facts_of_row(found.name, {**found.overrides, **overrides}, found.num_classes)

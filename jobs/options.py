@@ -30,6 +30,8 @@ from train.options import (
     TrainOptions,
 )
 
+BACKENDS = ("mxnet", "onnx")
+
 
 @dataclasses.dataclass
 class TrainJobOptions(TrainOptions):
@@ -117,6 +119,9 @@ class ImageSourceOptions(Options):
         "the .idx file, which must lie beside its .rec file",
         metavar="FILE",
         compare=False,
+    )
+    cub_boxes: bool = option(
+        False, "cub200: cut the images to the birds' bounding boxes (bounding_boxes.txt)"
     )
     num_classes: Optional[int] = option(
         None,
@@ -296,7 +301,35 @@ class WeightsOptions(ArchitectureOptions):
 
 
 @dataclasses.dataclass
-class EvaluationDataOptions(ClipTestOptions, ImageTestOptions):
+class ViewOptions(ClipTestOptions, ImageTestOptions):
+    """What a network is shown of a video or an image, whatever its task."""
+
+    title = "views"
+
+    crops: Optional[str] = option(
+        None,
+        "clips: centre, spatial (3 along the longer side), mixed (the centre and random ones); "
+        "images: centre, ten (corners and centre, also mirrored), full (the whole image) "
+        "(default: centre, or what fits --num-crops)",
+        choices=("centre", "spatial", "mixed", "ten", "full"),
+    )
+    random_seed: int = option(0, "of random crops", kind=seed)
+
+
+@dataclasses.dataclass
+class InferenceOptions(DeviceOptions):
+    """What a network runs on when it is used."""
+
+    backend: str = option(
+        "mxnet",
+        "onnx: by onnxruntime on the CPU, where it is installed",
+        choices=BACKENDS,
+        compare=False,
+    )
+
+
+@dataclasses.dataclass
+class EvaluationDataOptions(ViewOptions):
     """What is tested on; nothing given: what the training validated on, or its test part."""
 
     title = "data"
@@ -308,12 +341,11 @@ class EvaluationDataOptions(ClipTestOptions, ImageTestOptions):
     )
     rec: Optional[str] = option(None, "images: .rec file of im2rec", metavar="FILE")
     folder: Optional[str] = option(None, "images: folder of classes", metavar="DIR")
-    crops: Optional[str] = option(
+    labels: Optional[str] = option(
         None,
-        "clips: centre, spatial (3 along the longer side), mixed (the centre and random ones); "
-        "images: centre, ten (corners and centre, also mirrored), full (the whole image) "
-        "(default: centre, or what fits --num-crops)",
-        choices=("centre", "spatial", "mixed", "ten", "full"),
+        "of a --folder without class folders, as ILSVRC's val: file that has the images' classes "
+        "(default: the development kit's or another known one near the folder)",
+        metavar="FILE",
     )
     max_samples: Optional[int] = option(
         None,
@@ -321,7 +353,6 @@ class EvaluationDataOptions(ClipTestOptions, ImageTestOptions):
         kind=positive_int,
         aliases=("--max-videos", "--max-images"),
     )
-    random_seed: int = option(0, "of random crops", kind=seed)
 
 
 @dataclasses.dataclass
@@ -345,7 +376,7 @@ class EvaluateOptions(JobOptions):
     network: WeightsOptions = group(WeightsOptions)
     data: EvaluationDataOptions = group(EvaluationDataOptions)
     pixels: PixelOptions = group(PixelOptions)
-    devices: DeviceOptions = group(DeviceOptions)
+    devices: InferenceOptions = group(InferenceOptions)
     output: EvaluationOutputOptions = group(EvaluationOutputOptions)
 
 

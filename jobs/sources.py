@@ -101,12 +101,19 @@ def _cub200(options: ImageSourceOptions) -> ImageParts:
         options.data_root or "dataset",
         0.0 if options.select_on_test else options.val_fraction,
         options.split_seed,
+        with_boxes=options.cub_boxes,
     )
 
     def part(name: str, rows: Sequence) -> Optional[ImageSource]:
         if not rows:
             return None
-        return image_source_of_rows(rows, splits.root, splits.class_names, origin=f"CUB-200 {name}")
+        return image_source_of_rows(
+            rows,
+            splits.root,
+            splits.class_names,
+            origin=f"CUB-200 {name}",
+            boxes=splits.boxes,
+        )
 
     return ImageParts(
         part("train", splits.train), part("val", splits.val), part("test", splits.test)

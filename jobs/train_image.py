@@ -89,7 +89,9 @@ def get_loaders(
     common = {"mean": conf.mean, "std": conf.std, **run.share}
     val = None
     if parts.val is not None:
-        reader = options.data.record_reader if parts.val.records else "own"
+        # MXNet's reader cannot share a file among workers without leaving images out.
+        alone = run.group.size == 1
+        reader = options.data.record_reader if parts.val.records and alone else "own"
         val = get_image_val_loader(
             parts.val,
             dataclasses.replace(options.data, record_reader=reader),

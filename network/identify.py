@@ -103,10 +103,29 @@ def _survey_unit(votes: _Votes, stage: int, rest: str, shape: tuple[int, ...]) -
         votes.add(("num_node", stage), shape[0])
 
 
+def _is_post_activation(names: Iterable[str]) -> bool:
+    """Return whether nothing says that normalisations come first: no tail, no dual path names."""
+    for name in names:
+        match = BLOCK.search(name)
+        branch = match and BRANCH.match(match[4])
+        if (branch and branch[2] is not None) or (not match and re.search(r"(^|_)tail_", name)):
+            return False
+    return True
+
+
 def _survey_branch(
-    votes: _Votes, stage: int, block: int, role: str, name: str, shape: tuple[int, ...]
+    votes: _Votes,
+    stage: int,
+    block: int,
+    role: str,
+    name: str,
+    shape: tuple[int, ...],
+    post_activation: bool,
 ) -> None:
     """Count what a convolution or batch normalisation of a block says about widths."""
+    if not name.endswith("weight") and post_activation:
+        votes.add(("out", stage, role), shape[0])
+        return
     if not name.endswith("weight"):
         # A batch normalisation stands before its convolution and has that one's input width.
         votes.add(("in", stage, block, role), shape[0])
@@ -146,7 +165,8 @@ def _survey(shapes: Shapes) -> _Survey:
     blocks: dict[int, int] = {}
     units: dict[int, set[int]] = defaultdict(set)
     context: dict[str, dict[int, set[int]]] = defaultdict(lambda: defaultdict(set))
-    is_dpn = legacy = tail = False
+    is_dpn = legacy = False
+    post_activation = _is_post_activation(shapes)
     unit_flavour = "released"
     last_dense = None
     for name, shape in shapes.items():
@@ -156,7 +176,6 @@ def _survey(shapes: Shapes) -> _Survey:
                 last_dense = name
             if re.search(r"(^|_)conv1_", name):
                 votes.add("stem", shape[0])
-            tail = tail or bool(re.search(r"(^|_)tail_", name))
             continue
         stage, block, rest = int(match[1]), int(match[3]), match[4]
         branch = BRANCH.match(rest)
@@ -170,14 +189,13 @@ def _survey(shapes: Shapes) -> _Survey:
             is_dpn = is_dpn or branch[2] is not None
             legacy = legacy or "__bn__bn_" in rest
             role = branch[1] or ROLES[branch[2]]
-            _survey_branch(votes, stage, block, role, name, shape)
+            _survey_branch(votes, stage, block, role, name, shape, post_activation)
             votes.add(("role", role), True)
         else:
             kind = _survey_context(votes, rest, name, shape)
             if kind is not None:
                 context[kind][stage].add(block)
         blocks[stage] = max(blocks.get(stage, 0), block)
-    post_activation = not (is_dpn or tail)
     return _Survey(
         blocks, votes, units, context, is_dpn, legacy, unit_flavour, post_activation, last_dense
     )

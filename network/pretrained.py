@@ -10,6 +10,7 @@ another shape.
 
 import argparse
 import logging
+import math
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -17,8 +18,8 @@ from typing import Any, Optional
 
 import numpy as np
 
-from checkpoint.gluoncv_names import from_gluoncv
-from checkpoint.graph import load, save
+from checkpoint.gluoncv_names import from_gluoncv, is_gluoncv, our_name
+from checkpoint.graph import load, normalisations, read_symbol, save
 from checkpoint.params import (
     STREAM_START,
     ZIP_START,
@@ -32,9 +33,10 @@ from checkpoint.params import (
     read_params,
     split,
 )
-from checkpoint.paths import find
+from checkpoint.paths import Files, find, split_key, stem_of
+from checkpoint.safetensors_file import is_safetensors, read_safetensors
 from checkpoint.torch_file import read_torch_file, read_with_torch
-from checkpoint.torch_names import to_mxnet_name
+from checkpoint.torch_names import strip_module, to_mxnet_name
 from glore_common import module_command, run_main
 from mxnet_compat import mx
 
@@ -49,6 +51,8 @@ from .initializer import (
     other_classifier,
 )
 
+# What auxiliary states' names end in.
+STATES = ("moving_mean", "moving_var")
 LOGGER = logging.getLogger("glore")
 
 
@@ -62,16 +66,31 @@ def _standalone_prefix(names: Sequence[str], symbol_names: Sequence[str]) -> str
     return ends[0] if len(ends) == 1 else ""
 
 
-def _our_names(state_dict: Mapping[str, Any], symbol: mx.sym.Symbol) -> Arrays:
-    """Return {our name: NumPy array} of a PyTorch state dict."""
+def _with_kinds(params: Mapping[str, Any]) -> Arrays:
+    """Put ``arg:`` or ``aux:`` before names that have neither, as their endings tell."""
+    return {
+        name
+        if name.startswith(("arg:", "aux:"))
+        else f"{'aux' if name.endswith(STATES) else 'arg'}:{name}": value
+        for name, value in params.items()
+    }
+
+
+def _our_names(state_dict: Mapping[str, Any], symbol: Optional[mx.sym.Symbol]) -> Arrays:
+    """Return {our name: NumPy array} of a PyTorch state dict; see :func:`read_source`."""
     found: Arrays = {}
+    short = {name: strip_module(name) for name in state_dict}
+    # torchvision's and timm's ResNets have the layout of gluoncv's, and nearly its names.
+    foreign = any(is_gluoncv(name) for name in short.values())
     for name, value in state_dict.items():
         if name.endswith("num_batches_tracked"):
             continue
-        ours = to_mxnet_name(name)
+        ours = (foreign and our_name(short[name])) or to_mxnet_name(name)
         if ours in found:
             raise CheckpointError(f"the state dict has {ours} twice, once as {name}")
         found[ours] = numpy_of(value, name)
+    if symbol is None:
+        return _with_kinds(found)
     known = symbol.list_arguments() + symbol.list_auxiliary_states()
     prefix = _standalone_prefix(list(found), known)
     return {prefix + name: value for name, value in found.items()}
@@ -113,17 +132,18 @@ def _float32(params: Mapping[str, Any]) -> Arrays:
 
 
 def read_source(
-    source: str, symbol: mx.sym.Symbol, epoch: Optional[int] = None
+    source: str, symbol: Optional[mx.sym.Symbol], epoch: Optional[int] = None
 ) -> tuple[Arrays, Arrays, str]:
     """Read pretrained parameters of either kind, which is told by the content.
 
     Parameters
     ----------
     source
-        An MXNet prefix or ``.params`` file (gluoncv's ResNets too, see
-        :mod:`checkpoint.gluoncv_names`), or a PyTorch file.
+        An MXNet prefix or ``.params`` file, a PyTorch file (``FILE:KEY``: what lies under this key
+        of it), or a ``.safetensors`` file with PyTorch's names. ResNets of gluoncv, torchvision and
+        timm too, see :mod:`checkpoint.gluoncv_names`.
     symbol
-        Tells arguments from auxiliary states where the file does not.
+        Tells arguments from auxiliary states where the file does not; without it the names do.
     epoch
         Of a prefix; the newest by default.
 
@@ -135,15 +155,75 @@ def read_source(
         The file that was read.
     """
     source = os.fspath(source)
-    path = source if os.path.isfile(source) else find(source, epoch).params
+    path = split_key(source)[0]
+    path = path if os.path.isfile(path) else find(source, epoch).params
     try:
         with open(path, "rb") as stream:
             start = stream.read(len(STREAM_START))
+        as_safetensors = is_safetensors(path)
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror or error}") from error
+    if as_safetensors:
+        return (*split(_our_names(read_safetensors(path)[0], symbol), path, symbol), path)
     if start.startswith(ZIP_START) or start == STREAM_START:
-        return (*split(_our_names(read_torch_file(path), symbol), path, symbol), path)
-    return (*split(from_gluoncv(read_params(path)), path, symbol), path)
+        return (*split(_our_names(read_torch_file(source), symbol), path, symbol), path)
+    params = from_gluoncv(_as_its_graph_reads(read_params(path), path, symbol))
+    return (*split(_with_kinds(params) if symbol is None else params, path, symbol), path)
+
+
+def _as_its_graph_reads(params: Arrays, path: str, symbol: Optional[mx.sym.Symbol]) -> Arrays:
+    """Return a file's parameters such that ``symbol`` does with them what their own graph does.
+
+    Their own is the graph beside the file, if there is one. Where it says ``fix_gamma``, gammas
+    count as 1 whatever the file has. Another ``eps`` than ours becomes a part of the running
+    variance: ``var + eps`` is what counts when statistics are not those of a batch.
+
+    Raises
+    ------
+    CheckpointError
+        If such a variance would be negative.
+    """
+    beside = Files(stem_of(path)).symbol
+    if not os.path.exists(beside):
+        return params
+    try:
+        theirs = normalisations(read_symbol(beside))
+    except CheckpointError as error:
+        LOGGER.warning("%s: its own graph is not compared with ours: %s", path, error)
+        return params
+    params = dict(params)
+    key = {name.removeprefix("arg:").removeprefix("aux:"): name for name in params}
+    fixed = [gamma for gamma, norm in theirs.items() if norm.fix_gamma and gamma in key]
+    changed = [gamma for gamma in fixed if (params[key[gamma]] != 1).any()]
+    for gamma in changed:
+        params[key[gamma]] = np.ones_like(params[key[gamma]])
+    if changed:
+        LOGGER.info(
+            "%s: %d gammas count as 1, as its own graph has them (fix_gamma): %s",
+            path,
+            len(changed),
+            listing(changed),
+        )
+    foreign = any(map(is_gluoncv, params))
+    ours = {} if symbol is None else normalisations(symbol)
+    moved: list[str] = []
+    negative: list[str] = []
+    for gamma, norm in theirs.items():
+        own = ours.get((foreign and our_name(gamma)) or gamma)
+        if own is None or norm.var not in key or math.isclose(own.eps, norm.eps, rel_tol=1e-5):
+            continue
+        var = params[key[norm.var]].astype("float32") + np.float32(norm.eps - own.eps)
+        params[key[norm.var]] = var
+        (negative if (var < 0).any() else moved).append(f"{gamma} ({norm.eps:g}, ours {own.eps:g})")
+    if negative:
+        raise CheckpointError(
+            f"{path}: eps of its own graph is smaller than ours, and some variances are too small "
+            f"to make up for that: {listing(negative)}. Use it with its own graph, without "
+            "--network"
+        )
+    if moved:
+        LOGGER.info("%s: another eps, which the variances take up: %s", path, listing(moved))
+    return params
 
 
 def load_pretrained(
@@ -329,7 +409,8 @@ def convert(
     """
     state_dict = (read_with_torch if use_torch else read_torch_file)(source)
     if num_classes is None:
-        bias = next((v for n, v in state_dict.items() if n.endswith("classifier.bias")), None)
+        heads = ("classifier.bias", "fc.bias")
+        bias = next((v for n, v in state_dict.items() if n.endswith(heads)), None)
         num_classes = None if bias is None else len(bias)
     symbol, input_conf = get_symbol(network, num_classes=num_classes)
     inputs = {"data": (1, *input_conf.data_shape)}

@@ -326,6 +326,8 @@ POST_ACTIVATION: dict[str, Any] = {
 }
 RESNET18_V1 = dataclasses.replace(RESNET18, name="resnet18_v1", **POST_ACTIVATION)
 RESNET34_V1 = dataclasses.replace(RESNET34, name="resnet34_v1", **POST_ACTIVATION)
+# With the stride in the 3x3 convolution: gluoncv's v1b, torchvision's and timm's resnet50.
+RESNET50_V1B = dataclasses.replace(RESNET50, name="resnet50_v1b", **POST_ACTIVATION)
 
 
 def _dpn(
@@ -458,6 +460,7 @@ ROWS = (
     RESNET34.with_units("resnet34_w-glore_2-3", (2, 3)),
     RESNET18_V1,
     RESNET34_V1,
+    RESNET50_V1B,
     RESNET50,
     RESNET50.with_units("resnet50_w-glore_0-3", (0, 3)),
     RESNET50.with_units("resnet50_w-glore_2-3", (2, 3)),

@@ -1,6 +1,7 @@
 """Errors with exit codes, safe files and the start-up shim."""
 
 import errno
+import json
 import os
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from glore_common import (
     check_writable,
     closest_first,
     file_lock,
+    printable,
     progress,
     run_main,
     sha256_of,
@@ -212,3 +214,13 @@ def test_a_full_disk_is_a_message(capsys):
     assert capsys.readouterr().err.endswith("error: a/b.json: No space left on device\n")
     with pytest.raises(OSError, match="other"):
         run_main(lambda _: (_ for _ in ()).throw(OSError(errno.EBADF, "other")))
+
+
+def test_names_that_are_not_utf8_are_written_and_read_again(tmp_path):
+    name = os.fsdecode(b"Stra\xdfe.jpg")
+    path = tmp_path / "out.json"
+    write_text(path, json.dumps({"name": name}, ensure_ascii=False))
+    content = path.read_bytes().decode("utf-8")
+    assert json.loads(content)["name"] == name
+    assert os.fsencode(json.loads(content)["name"]) == b"Stra\xdfe.jpg"
+    assert printable(f"a\tb\nc\r{name} грач") == "a\\tb\\nc\\rStra\\udcdfe.jpg грач"

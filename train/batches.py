@@ -20,7 +20,8 @@ class BatchStream:
     source
         Has a length and yields (data, label). With a method ``set_position(pass_index, batch)``
         that is used, also to say where reading ends if it takes ``stop``; else the iterable is read
-        from its start and batches are skipped.
+        from its start and batches are skipped. With a method ``every_batch`` that is iterated over:
+        it gives None for a batch of which nothing could be read.
     name
         How messages call it.
     may_be_empty
@@ -52,27 +53,38 @@ class BatchStream:
         if self._seekable:
             more = {"stop": stop} if self._stoppable and stop is not None else {}
             self._source.set_position(pass_index, batch, **more)
-        iterator = iter(self._source)
+        every_batch = getattr(self._source, "every_batch", None)
+        iterator = iter(self._source) if every_batch is None else every_batch()
         if not self._seekable:
             for _ in range(batch):
                 next(iterator, None)
         self._iterator = iterator
         self._position, self._stop = (pass_index, batch), stop
 
-    def read(self) -> tuple[Any, Any]:
-        """Return the next (data, label), of the next pass where one ends."""
+    def read(self) -> Optional[tuple[Any, Any]]:
+        """Return the next (data, label), of the next pass where one ends.
+
+        None is a batch of which no sample could be read. It counts as read all the same.
+        """
         pass_index, batch = self._position
         if batch == self.batches:
             pass_index, batch = pass_index + 1, 0
             self.seek(pass_index, batch)
         try:
-            data, label = next(self._iterator)
+            result = next(self._iterator)
         except StopIteration:
             raise GloReError(
                 f"the {self._name} data ended after {batch} of {self.batches} batches"
             ) from None
         self._position = (pass_index, batch + 1)
-        return data, label
+        return result
+
+    def need(self) -> tuple[Any, Any]:
+        """Do what :meth:`read` does where each batch must have something to learn from."""
+        batch = self.read()
+        if batch is None:
+            raise GloReError(f"a batch of the {self._name} data has no sample that could be read")
+        return batch
 
     def close(self) -> None:
         """Let go of the iterator, and of the workers behind it."""

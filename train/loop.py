@@ -256,7 +256,7 @@ class Session:
             before = time.perf_counter()
             self.group.heartbeat.tick("input", position.step)
             with self.guarded_input():
-                batches = [self.train_data.read() for _ in range(chunk)]
+                batches = [self.train_data.need() for _ in range(chunk)]
             position.waited += time.perf_counter() - before
             lr = self.train_step(batches)
             due = position.batch % self.options.logging.log_frequency < chunk
@@ -296,7 +296,7 @@ class Session:
                 self.obey(save=False, together=together)
                 parts = (epoch, offset + index, 1, *self.group.seed)
                 self.group.heartbeat.tick("input")
-                yield derived_seed(self.run.random_seed, *parts), self.train_data.read()
+                yield derived_seed(self.run.random_seed, *parts), self.train_data.need()
                 self.reporter.advance()
 
         def inputs() -> Iterator[mx.nd.NDArray]:
@@ -329,13 +329,22 @@ class Session:
             for _ in range(start, stop):
                 self.group.heartbeat.tick("validation")
                 with self.guarded_input():
-                    data, label = self.val_data.read()
-                metrics.update(*self.learner.predict(data, label))
-                metrics.wait_for_all_but(STEPS_AHEAD * len(self.learner.contexts))
+                    batch = self.val_data.read()
+                if batch is not None:
+                    metrics.update(*self.learner.predict(*batch))
+                    metrics.wait_for_all_but(STEPS_AHEAD * len(self.learner.contexts))
                 self.reporter.advance()
                 self.obey()
         self.reporter.end_bar()
-        return means_of(self.group.sum_totals(metrics.totals()))
+        totals = self.group.sum_totals(metrics.totals())
+        if not totals["samples"]:
+            LOGGER.warning(
+                "epoch %d: none of its validation samples could be read; it has no validation "
+                "figures",
+                self.position.epoch + 1,
+            )
+            return None
+        return means_of(totals)
 
     def row(self, validation: Optional[dict[str, float]], seconds: float) -> dict[str, Any]:
         """Return the history's row for the current logged epoch."""

@@ -11,7 +11,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from glore_common import UsageError, atomic_path
+from glore_common import UsageError, atomic_path, printable
 
 MOST_NAMED_CLASSES = 40
 # Losses get a logarithmic axis when the largest is so many times the median: a validation of a run
@@ -239,7 +239,7 @@ def plot_confusion(
     axis.set_xlabel("predicted class")
     axis.set_ylabel("true class")
     if few:
-        names = class_names or [str(index) for index in range(classes)]
+        names = [printable(str(name)) for name in class_names or range(classes)]
         axis.set_xticks(range(classes), names, rotation=90)
         axis.set_yticks(range(classes), names)
         for row in range(classes):
@@ -249,5 +249,47 @@ def plot_confusion(
                     text = f"{matrix[row, column]:g}"
                     axis.text(column, row, text, ha="center", va="center", color=shade, fontsize=8)
     axis.set_title(title)
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary)
+
+
+# Classes that a timeline names; the others are too unlikely to matter in it.
+TIMELINE_CLASSES = 8
+
+
+def plot_timeline(
+    times: Sequence[float],
+    scores: Any,
+    path: str,
+    class_names: Optional[Sequence[str]] = None,
+    title: str = "",
+) -> None:
+    """Draw how likely the classes are over the time of a video.
+
+    Parameters
+    ----------
+    times
+        Seconds, the middle of each window.
+    scores
+        (windows, classes). The classes that are likeliest somewhere are drawn.
+    path
+        PNG file to write.
+    class_names
+    title
+        Written above.
+    """
+    table = np.asarray(scores, dtype=np.float64)
+    shown = np.argsort(-table.max(axis=0), kind="stable")[:TIMELINE_CLASSES]
+    figure = _figure(9, 4)
+    axis = figure.subplots()
+    for index in shown:
+        name = class_names[index] if class_names else f"class {index}"
+        axis.plot(times, table[:, index], marker="o" if len(times) <= 60 else None, label=name)
+    axis.set_ylim(-0.02, 1.02)
+    axis.set_xlabel("seconds")
+    axis.set_ylabel("score")
+    axis.set_title(title)
+    axis.grid(alpha=0.3)
+    axis.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
     with atomic_path(path) as temporary:
         figure.savefig(temporary)

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, Optional
 
 import numpy as np
 
-from glore_common import GloReError, UsageError, write_text
+from glore_common import GloReError, UsageError, printable, write_text
 from mxnet_compat import mx, physical_cores
 
 from .options import ReadingOptions, settled
@@ -140,6 +140,8 @@ class LoaderConfig:
 def write_bad_files(loaders: Iterable["BatchSource"], path: str) -> int:
     """Write the summary of the bad files of some loaders (``path<TAB>times<TAB>reason``).
 
+    Line ends and tabs in a name are written as ``\\n`` and ``\\t``.
+
     Returns
     -------
     int
@@ -151,7 +153,10 @@ def write_bad_files(loaders: Iterable["BatchSource"], path: str) -> int:
             times = bad.times + (files[bad.path].times if bad.path in files else 0)
             files[bad.path] = bad._replace(times=times)
     if files:
-        rows = "".join(f"{bad.path}\t{bad.times}\t{bad.reason}\n" for bad in files.values())
+        rows = "".join(
+            f"{printable(bad.path)}\t{bad.times}\t{printable(bad.reason)}\n"
+            for bad in files.values()
+        )
         write_text(path, rows)
     elif os.path.exists(path):
         os.remove(path)
@@ -292,7 +297,11 @@ class _Engine:
             self.bad[path] = [reason, 1]
             consequence = "it is left out" if config.on_bad == "skip" else "another one is used"
             LOGGER.warning(
-                "cannot read the %s %s: %s; %s", self.dataset.kind, path, reason, consequence
+                "cannot read the %s %s: %s; %s",
+                self.dataset.kind,
+                printable(path),
+                reason,
+                consequence,
             )
         batch = place.batch
         if config.strict:
@@ -371,6 +380,11 @@ class BatchSource:
         return self.batches
 
     def __iter__(self) -> Iterator[tuple]:
+        """Go through the batches in which anything could be read."""
+        return (batch for batch in self.every_batch() if batch is not None)
+
+    def every_batch(self) -> Iterator[Optional[tuple]]:
+        """Do what ``iter()`` does, with None for a batch of which no sample could be read."""
         raise NotImplementedError
 
     def set_position(self, epoch: int, batch: int = 0, stop: Optional[int] = None) -> None:
@@ -525,7 +539,8 @@ class Loader(BatchSource):
         sizes = (len(b) * int(np.prod(self.dataset.shape_of(int(b[0])))) for b in self._plan(0))
         return max(sizes, default=1)
 
-    def __iter__(self) -> Iterator[tuple]:
+    def every_batch(self) -> Iterator[Optional[tuple]]:
+        """Begin a pass; see :meth:`BatchSource.every_batch`."""
         self._check_open()
         epoch, numbers = self._take_position()
         self._iterators += 1
@@ -561,9 +576,10 @@ class Loader(BatchSource):
                 with condition:
                     engine.free.append(batch.slot)
                     engine.fill()
-            if result is not None:
-                yield result
-        if failures and not read:
+            yield result
+        # One worker's share, or a part of a pass, may have nothing good while the others do.
+        whole = count == self.batches and self.config.num_ranks == 1
+        if failures and not read and whole:
             path, reason = list(failures.items())[-1]
             raise too_many(self.dataset, len(failures), path, reason)
         self.dataset.finish()

@@ -30,9 +30,11 @@ READY, DONE, BAD, REFUSED, FAILED = "ready", "done", "bad", "refused", "failed"
 def run_job(job: Any, arguments: tuple) -> tuple[str, Any]:
     """Run ``job.run(*arguments)`` and turn the outcome into (kind, value).
 
-    ``DONE`` with the result, ``BAD`` with the reason for a file that cannot be read, ``REFUSED``
-    with the error for a user's mistake. Other errors are raised.
+    ``DONE`` with the result, ``BAD`` with the reason for a file that cannot be read or transformed,
+    ``REFUSED`` with the error for a user's mistake. Other errors are raised: they are bugs.
     """
+    import cv2
+
     from glore_common import GloReError
 
     from .samples import UnreadableFile
@@ -43,6 +45,10 @@ def run_job(job: Any, arguments: tuple) -> tuple[str, Any]:
         return BAD, error.reason
     except GloReError as error:
         return REFUSED, error
+    except (cv2.error, OSError, ValueError, OverflowError, EOFError, MemoryError) as error:
+        # What odd content makes decoders and transforms raise, once for this file.
+        text = str(getattr(error, "err", "") or error) or "no message"
+        return BAD, f"{type(error).__name__}: {' '.join(text.split())}"
 
 
 def _listen(connection, tasks, parent):

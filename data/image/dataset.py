@@ -1,65 +1,29 @@
-"""Samples of an image source, made in any process: nothing here needs MXNet.
-
-Files and records are decoded by OpenCV, which turns images as their EXIF orientation says.
-"""
+"""Samples of an image source, made in any process: nothing here needs MXNet."""
 
 import concurrent.futures
+import copy
 import dataclasses
 import io
+from collections.abc import Sequence
 from typing import IO, Any, Optional
 
-import cv2
 import numpy as np
-from PIL import Image
 
 from glore_common import UsageError, progress
 
-from ..common.samples import Dataset, Sample, UnreadableFile
+from ..common.samples import Dataset, Sample
 from ..common.transforms import Compose, Resize
+from .decode import ImageError, decode_image, header_of
 from .records import RecordError, read_record, unpack
-from .source import ImageSource, SourceError, name_of
-
-EXIF_ORIENTATION = 0x0112
+from .source import DEFAULT_MAX_PIXELS, Box, ImageSource, SourceError, name_of, source_of_files
 
 
-class ImageError(UnreadableFile):
-    """An image that cannot be read."""
-
-    kind = "image"
-
-
-def decode_image(encoded: bytes, name: str) -> np.ndarray:
-    """Decode an image.
-
-    Returns
-    -------
-    numpy.ndarray
-        (H, W, 3) uint8, RGB.
-
-    Raises
-    ------
-    ImageError
-    """
-    if not encoded:
-        raise ImageError(name, "the file is empty")
-    image = cv2.imdecode(np.frombuffer(encoded, np.uint8), cv2.IMREAD_COLOR)
-    if image is None:
-        raise ImageError(name, f"its {len(encoded)} bytes are no whole image that OpenCV decodes")
-    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
-
-
-def image_size(stream: IO[bytes]) -> Optional[tuple[int, int]]:
-    """Return (height, width) of an encoded image from its header, or None if there is none.
-
-    ``stream`` is a binary file; no more of it is read than the header.
-    """
-    try:
-        with Image.open(stream) as image:
-            turned = image.getexif().get(EXIF_ORIENTATION, 1) in (5, 6, 7, 8)
-            width, height = image.size
-            return (width, height) if turned else (height, width)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
-        return None
+def box_within(box: Box, width: int, height: int) -> tuple[int, int, int, int]:
+    """Return (left, top, width, height) of the part of a box that lies in an image, in pixels."""
+    left, top = (min(max(int(at), 0), size - 1) for at, size in zip(box[:2], (width, height)))
+    right = min(max(round(box[0] + box[2]), left + 1), width)
+    bottom = min(max(round(box[1] + box[3]), top + 1), height)
+    return left, top, right - left, bottom - top
 
 
 class ImageDataset(Dataset):
@@ -77,6 +41,8 @@ class ImageDataset(Dataset):
         Crops that the transform gives of an image.
     threads
         For reading the headers of all images, which takes place here when ``size`` is None.
+    max_pixels
+        An image that has more, or would have when resized, counts as unreadable.
     """
 
     kind = "image"
@@ -88,11 +54,13 @@ class ImageDataset(Dataset):
         size: Optional[tuple[int, int]],
         views: int = 1,
         threads: int = 8,
+        max_pixels: int = DEFAULT_MAX_PIXELS,
     ) -> None:
         self.source = source
         self.transform = transform
         self.size = size
         self.views = views
+        self.max_pixels = max_pixels
         self.uniform = size is not None
         self._sizes: list[tuple[int, int]] = []
         self._stream: Optional[IO[bytes]] = (
@@ -105,8 +73,16 @@ class ImageDataset(Dataset):
 
     def __getstate__(self) -> dict[str, Any]:
         # Requests tell a worker which image to read: the list of all stays here.
-        source = dataclasses.replace(self.source, samples=())
+        source = dataclasses.replace(self.source, samples=(), boxes={})
         return {**self.__dict__, "source": source, "_sizes": [], "_stream": None}
+
+    def with_files(self, paths: Sequence[str]) -> "ImageDataset":
+        """Return the same crops of other images, which have no labels (all are 0)."""
+        if not self.uniform:
+            raise UsageError("images of their own size are not read from other files.")
+        other = copy.copy(self)
+        other.source = source_of_files(paths)
+        return other
 
     def __len__(self) -> int:
         return len(self.source.samples)
@@ -123,26 +99,48 @@ class ImageDataset(Dataset):
 
     def _read_sizes(self, threads):
         """Return the (height, width) of every image after resizing."""
-        resize = self.transform.transforms[0]
+        short_side = self.transform.transforms[0].size[0]
 
         def size_of(index):
             sample = self.source.samples[index]
             try:
                 if self.source.records:
                     with open(self.source.root, "rb") as stream:
-                        found = image_size(io.BytesIO(unpack(read_record(stream, sample.where))[1]))
+                        content = unpack(read_record(stream, sample.where))[1]
+                    header = header_of(io.BytesIO(content))
                 else:
                     with open(self.source.name(index), "rb") as stream:
-                        found = image_size(stream)
-            except (OSError, RecordError):
-                found = None
-            # What cannot be read now fails again when it is its turn, and is then dealt with.
-            return resize.new_size(*found) if found else (resize.size[0], resize.size[0])
+                        header = header_of(stream)
+                if header is None:
+                    return short_side, short_side
+                height, width = header.size
+                box = self.source.boxes.get(sample.where)
+                if box is not None:
+                    _, _, width, height = box_within(box, width, height)
+                return self._resized(height, width, self.source.name(index))
+            except (OSError, RecordError, ImageError):
+                # What cannot be read now fails again when it is its turn, and is then dealt with.
+                return short_side, short_side
 
         with concurrent.futures.ThreadPoolExecutor(threads) as pool:
             sizes = pool.map(size_of, range(len(self)))
             label = f"Reading the image sizes of {self.origin}"
             return list(progress(sizes, label, len(self), unit="image"))
+
+    def _resized(self, height, width, name):
+        """Return the (height, width) after a Resize at the beginning; raise ImageError beyond all.
+
+        A thread of one pixel's width would fill the memory.
+        """
+        first = self.transform.transforms[0]
+        size = first.new_size(height, width) if isinstance(first, Resize) else (height, width)
+        if size[0] * size[1] > self.max_pixels:
+            raise ImageError(
+                name,
+                f"its {width} x {height} pixels would be {size[1]} x {size[0]} when resized, more "
+                f"than --max-pixels {self.max_pixels:,}",
+            )
+        return size
 
     def shape_of(self, index: int) -> tuple[int, ...]:
         """Return (views, 3, h, w)."""
@@ -153,8 +151,9 @@ class ImageDataset(Dataset):
         return self.source.name(index)
 
     def request(self, index: int) -> tuple:
-        """Return (where, label, shape)."""
-        return (*self.source.samples[index], self.shape_of(index))
+        """Return (where, label, shape, box)."""
+        sample = self.source.samples[index]
+        return (*sample, self.shape_of(index), self.source.boxes.get(sample.where))
 
     def finish(self) -> None:
         """Close the record file."""
@@ -195,10 +194,14 @@ class ImageDataset(Dataset):
         ------
         ImageError, SourceError
         """
-        where, label, shape = request
+        where, label, shape, box = request
         name = name_of(self.source, where)
         encoded, label = self._read(where, label, name)
-        image = decode_image(encoded, name)
+        image = decode_image(encoded, name, self.max_pixels)
+        if box is not None:
+            left, top, width, height = box_within(box, image.shape[1], image.shape[0])
+            image = image[top : top + height, left : left + width]
+        self._resized(image.shape[0], image.shape[1], name)
         # An image is a clip of one frame: (1, H, W, 3) -> (…, 3, 1, h, w) -> (views, 3, h, w)
         array = self.transform(image[None], rng)
         array = array.reshape((-1, *array.shape[-4:]))[:, :, 0]

@@ -166,7 +166,7 @@ def get_image_train_loader(
     config = LoaderConfig.of(
         options, shuffle=True, seed=seed, last_batch="discard", rank=rank, num_ranks=num_ranks
     )
-    dataset = ImageDataset(source, transform, (crop_size, crop_size))
+    dataset = ImageDataset(source, transform, (crop_size, crop_size), max_pixels=options.max_pixels)
     if _is_native(options):
         return NativeImageLoader(dataset, options, config, mean, std)
     return Loader(dataset, config)
@@ -224,7 +224,7 @@ def get_image_val_loader(
         raise UsageError("reader='native' has centre crops only.")
     size = None if crops == "full" else (crop_size, crop_size)
     views = TenCrop.num_views if crops == "ten" else 1
-    dataset = ImageDataset(source, transform, size, views)
+    dataset = ImageDataset(source, transform, size, views, max_pixels=options.max_pixels)
     if native:
         return NativeImageLoader(dataset, options, config, mean, std)
     return Loader(dataset, config)

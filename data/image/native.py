@@ -1,7 +1,7 @@
 """MXNet's ``ImageRecordIter`` behind the interface of our own loader."""
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, Optional
 
 import numpy as np
 
@@ -67,7 +67,10 @@ class NativeImageLoader(BatchSource):
                 "for training and with an .idx file."
             )
         self.source = source
-        samples = len(source.samples) // config.num_ranks
+        samples = len(source.samples)
+        if config.num_ranks > 1:
+            # MXNet gives all ranks but the last ones the share rounded up; all take as many steps.
+            samples -= -(-samples // config.num_ranks) * (config.num_ranks - 1)
         whole, rest = divmod(samples, config.batch_size)
         self.batches = whole + (1 if rest and not train else 0)
         self.num_samples = whole * config.batch_size if train else samples
@@ -131,7 +134,8 @@ class NativeImageLoader(BatchSource):
         """End MXNet's threads. Can be called again."""
         self._iterator = None
 
-    def __iter__(self) -> Iterator[tuple]:
+    def every_batch(self) -> Iterator[Optional[tuple]]:
+        """Begin a pass; see :meth:`data.common.loader.BatchSource.every_batch`."""
         epoch, numbers = self._take_position()
         settings = dict(self._settings)
         if self.config.shuffle:

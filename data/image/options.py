@@ -4,9 +4,10 @@ import argparse
 import dataclasses
 from typing import Optional
 
-from glore_options import Alias, comma_list, number, option, pixels
+from glore_options import Alias, comma_list, number, option, pixels, positive_int
 
 from ..common.options import ReadingOptions
+from .source import DEFAULT_MAX_PIXELS
 
 AUGMENTATIONS = ("reference", "crop", "none")
 CROPS = ("centre", "ten", "full")
@@ -36,6 +37,13 @@ class ImageReadingOptions(ReadingOptions):
         "shorter side before a centre crop, and before the crop of --augmentation crop (default: "
         "the input's side / 0.875)",
         kind=pixels,
+    )
+    max_pixels: int = option(
+        DEFAULT_MAX_PIXELS,
+        "an image of more, before or after resizing, counts as unreadable and is not decoded "
+        "(--record-reader own)",
+        kind=positive_int,
+        compare=False,
     )
     record_reader: str = option(
         "own", "of .rec files; native: mx.io.ImageRecordIter", choices=READERS

@@ -9,6 +9,7 @@ several parts. The content is ``flag, label, id, id2``, ``flag`` further labels,
 
 import os
 import struct
+from collections.abc import Sequence
 from typing import IO
 
 import numpy as np
@@ -16,7 +17,8 @@ import numpy as np
 from glore_common import GloReError, module_command, progress
 
 MAGIC = struct.pack("<I", 0xCED7230A)
-WHOLE, FIRST, LAST = 0, 1, 3
+WHOLE, FIRST, MIDDLE, LAST = 0, 1, 2, 3
+LARGEST_PART = (1 << 29) - 1
 HEADER = struct.Struct("<IfQQ")
 REMEDY = f"Copy it again, or make it again with: {module_command('dataset.im2rec')}"
 
@@ -85,6 +87,39 @@ def unpack(content: bytes) -> tuple[np.ndarray, bytes]:
     return np.frombuffer(content, np.float32, flag, HEADER.size), content[end:]
 
 
+def pack(key: int, labels: Sequence[float], image: bytes) -> bytes:
+    """Return the content of a record; :func:`unpack` is the reverse."""
+    if len(labels) == 1:
+        return HEADER.pack(0, labels[0], key, 0) + image
+    further = np.asarray(labels, np.float32).tobytes()
+    return HEADER.pack(len(labels), 0.0, key, 0) + further + image
+
+
+def write_record(stream: IO[bytes], content: bytes) -> None:
+    """Write a record at the end of a binary stream.
+
+    Raises
+    ------
+    ValueError
+        It is too long for the format: half a gigabyte.
+    """
+    cuts = []
+    at = content.find(MAGIC)
+    while at >= 0:
+        if at % 4 == 0:
+            cuts.append(at)
+        at = content.find(MAGIC, at + (4 if at % 4 == 0 else 1))
+    starts = [0, *(cut + 4 for cut in cuts)]
+    parts = [content[start:end] for start, end in zip(starts, [*cuts, len(content)])]
+    if max(map(len, parts)) > LARGEST_PART:
+        raise ValueError(f"{len(content)} bytes are more than a record holds")
+    for number, part in enumerate(parts):
+        last = number == len(parts) - 1
+        kind = (WHOLE if last else FIRST) if number == 0 else (LAST if last else MIDDLE)
+        stream.write(MAGIC + struct.pack("<I", kind << 29 | len(part)))
+        stream.write(part + bytes(-len(part) % 4))
+
+
 def first_label(content: bytes) -> float:
     """Return the first label of a record of which the first bytes are given."""
     try:
@@ -92,6 +127,22 @@ def first_label(content: bytes) -> float:
         return struct.unpack_from("<f", content, HEADER.size)[0] if flag else label
     except struct.error:
         raise RecordError(f"a record of {len(content)} bytes holds no image") from None
+
+
+def first_labels(path: str, offsets: list[int]) -> list[float]:
+    """Return the first labels of some records, reading only their first bytes.
+
+    Raises
+    ------
+    RecordError
+    """
+    found = []
+    with open(path, "rb") as stream:
+        for offset in offsets:
+            part = _read_part(stream, offset, HEADER.size + 4)
+            if part is not None:
+                found.append(first_label(part[1]))
+    return found
 
 
 def scan_records(path: str) -> tuple[list[int], list[float]]:

@@ -538,6 +538,30 @@ def frame_rates(path: str) -> tuple[float, float]:
         return announced, _Packets(container, stream, BY_TIME).rate(stream)
 
 
+class Announced(NamedTuple):
+    """What a file says of itself: frames per second and seconds (0: nothing), and frames' size."""
+
+    rate: float
+    seconds: float
+    width: int
+    height: int
+
+
+def announced(path: str) -> Announced:
+    """Return what a file says of itself; nothing of it is decoded.
+
+    Raises
+    ------
+    VideoError
+        It cannot be opened, or has no video.
+    """
+    with _opened(os.path.abspath(path)) as (container, stream):
+        rate = float(stream.average_rate or 0)
+        seconds = container.duration / _av().time_base if container.duration else 0.0
+        size = stream.codec_context.width, stream.codec_context.height
+        return Announced(rate if rate <= 1000 else 0.0, seconds, *size)
+
+
 def count_undamaged(path: str) -> tuple[int, str]:
     """Decode a whole video; return how many frames come before damage, and what that is.
 

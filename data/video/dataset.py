@@ -1,5 +1,7 @@
 """Clips of the videos of a list, made in any process: nothing here needs MXNet."""
 
+import copy
+from collections.abc import Sequence
 from typing import Any, NamedTuple, Optional, Protocol
 
 import numpy as np
@@ -8,7 +10,7 @@ from glore_common import UsageError, module_command
 
 from ..common.samples import Dataset, Sample
 from .container import VideoError, VideoFacts
-from .list import FrameCounts, VideoList
+from .list import FrameCounts, VideoList, list_of_files
 from .readers import forbid_mxnet, known_facts, read_frames
 
 
@@ -93,6 +95,19 @@ class VideoDataset(Dataset):
     def __getstate__(self) -> dict[str, Any]:
         # Requests tell a worker which video to read: the list of all stays here.
         return {**self.__dict__, "video_list": None, "frame_counts": None}
+
+    def with_list(self, video_list: VideoList) -> "VideoDataset":
+        """Return the same clips of the videos of another list, counts of which are cached."""
+        other = copy.copy(self)
+        other.video_list, other.frame_counts = video_list, FrameCounts(video_list)
+        other.rate = video_list.rate
+        return other
+
+    def with_files(self, paths: Sequence[str]) -> "VideoDataset":
+        """Return the same clips of other videos, which have no labels (all are 0)."""
+        other = copy.copy(self)
+        other.video_list, other.frame_counts = list_of_files(paths), None
+        return other
 
     def __len__(self) -> int:
         return len(self.video_list.rows) * self.num_clips

@@ -233,6 +233,12 @@ def check_lists(
         )
 
 
+def list_of_files(paths: Sequence[str]) -> VideoList:
+    """Return the list of some files, none of which has a class: all labels are 0."""
+    rows = tuple(VideoRow(str(n), 0, os.path.abspath(path)) for n, path in enumerate(paths))
+    return VideoList("the videos given", os.sep, rows, tuple(range(1, len(rows) + 1)))
+
+
 def _cache_folder():
     """Return the folder for caches of lists whose own folder cannot be written."""
     base = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")

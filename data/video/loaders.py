@@ -22,7 +22,7 @@ from ..common.transforms import (
     default_resize,
 )
 from .dataset import Sampler, Transform, VideoDataset
-from .list import FrameCounts, read_video_list, without_absent
+from .list import FrameCounts, list_of_files, read_video_list, without_absent
 from .options import AUGMENTATIONS, ClipOptions, ClipTestOptions, VideoReadingOptions
 from .sampler import EvenlySampling, RandomSampling
 from .transforms import MixedCrop, RandomScale, ThreeCrop, ToNoisyInput
@@ -108,10 +108,11 @@ def get_train_loader(
     """
     crop_size = settled(options, "crop_size")
     dataset = _dataset(
-        (list_path, root, num_classes, options),
+        (list_path, root, num_classes),
         RandomSampling(settled(options, "clip_length"), settled(options, "train_frame_interval")),
         train_transform(crop_size, mean, std, flip, settled(options, "augmentation")),
         crop_size,
+        options,
     )
     config = LoaderConfig.of(
         options,
@@ -143,10 +144,11 @@ def get_val_loader(
     """
     crop_size = settled(options, "crop_size")
     dataset = _dataset(
-        (list_path, root, num_classes, options),
+        (list_path, root, num_classes),
         EvenlySampling(settled(options, "clip_length"), settled(options, "val_frame_interval")),
         val_transform(crop_size, mean, std),
         crop_size,
+        options,
     )
     return Loader(dataset, LoaderConfig.of(options, on_bad="skip", rank=rank, num_ranks=num_ranks))
 
@@ -175,6 +177,19 @@ def get_test_loader(
     list_path, root, mean, std, num_classes, seed
         As for :func:`get_train_loader`; random are the places of mixed crops.
     """
+    dataset = get_test_dataset(options, mean=mean, std=std).with_list(
+        without_absent(read_video_list(list_path, root, num_classes), options.max_missing)
+    )
+    return Loader(dataset, LoaderConfig.of(options, seed=seed, with_index=True, on_bad="skip"))
+
+
+def get_test_dataset(
+    options: ClipTestOptions, *, mean: Sequence[float], std: Sequence[float]
+) -> VideoDataset:
+    """Return the clips that :func:`get_test_loader` reads, of no video yet.
+
+    ``with_files`` says of which. Parameters as there.
+    """
     crop_size = settled(options, "crop_size")
     views, clips = options.num_crops, options.num_clips
     crops = options.crops or {1: "centre", 3: "spatial"}.get(views, "mixed")
@@ -190,37 +205,34 @@ def get_test_loader(
             f"{views} crops of kind {crops!r}: possible are 1 'centre', 3 'spatial', and any "
             "number 'mixed'."
         )
-    dataset = _dataset(
-        (list_path, root, num_classes, options),
-        EvenlySampling(settled(options, "clip_length"), settled(options, "frame_interval"), clips),
+    length, interval = settled(options, "clip_length"), settled(options, "frame_interval")
+    return VideoDataset(
+        list_of_files(()),
+        EvenlySampling(length, interval, clips),
         val_transform(crop_size, mean, std, crop),
-        crop_size,
+        (3, length, crop_size, crop_size),
         views,
         clips,
+        decoder=options.decoder,
+        clip_seconds=options.clip_seconds,
     )
-    return Loader(dataset, LoaderConfig.of(options, seed=seed, with_index=True, on_bad="skip"))
 
 
 def _dataset(
-    where: tuple[str, str, Optional[int], VideoReadingOptions],
+    where: tuple[str, str, Optional[int]],
     sampler: Sampler,
     transform: Transform,
     crop_size: int,
-    views: int = 1,
-    num_clips: int = 1,
+    options: VideoReadingOptions,
 ) -> VideoDataset:
-    """Return the clips of the list ``where`` (path, root, number of classes, how it is read)."""
-    list_path, root, num_classes, options = where
-    videos = read_video_list(list_path, root, num_classes)
-    videos = without_absent(videos, options.max_missing)
+    """Return the clips of the list ``where`` (path, root, number of classes), counts cached."""
+    videos = without_absent(read_video_list(*where), options.max_missing)
     return VideoDataset(
         videos,
         sampler,
         transform,
         (3, sampler.num, crop_size, crop_size),
-        views,
-        num_clips,
-        FrameCounts(videos),
-        options.decoder,
-        options.clip_seconds,
+        frame_counts=FrameCounts(videos),
+        decoder=options.decoder,
+        clip_seconds=options.clip_seconds,
     )

@@ -125,7 +125,16 @@ def known_facts(path: str, facts: Optional[VideoFacts] = None) -> VideoFacts:
     """
     path = os.path.abspath(path)
     size = _check_file(path)
-    return facts if facts is not None and facts.size == size else container.look(path, size)
+    if facts is not None and facts.size == size:
+        return facts
+    return _looked(path, size, os.stat(path).st_mtime_ns)
+
+
+@functools.lru_cache(maxsize=256)
+def _looked(path: str, size: int, modified: int) -> VideoFacts:
+    """Look at a file once while it stays as it is: several clips of it may be wanted."""
+    del modified
+    return container.look(path, size)
 
 
 def read_frames(
@@ -172,7 +181,7 @@ def read_frames(
     indices: Optional[np.ndarray] = None
     while True:
         try:
-            facts = facts or container.look(path, size)
+            facts = facts or known_facts(path)
             reader = None
             if decoder == "decord" or (decoder == "auto" and by_decord(facts)):
                 try:

@@ -2,6 +2,8 @@
 
 import os
 
+import cv2
+import numpy as np
 import pytest
 from images import make_classes
 
@@ -68,6 +70,57 @@ def test_the_rows_make_a_source_for_the_loaders(tree):
     assert data.shape == (3, 3, 32, 32)
     assert label.asnumpy().tolist() == index.tolist() == [0, 1, 2]
     assert source.class_names == CLASSES
+
+
+def test_subsets_have_fewer_classes(tree):
+    assert read_cub200(tree).class_names == CLASSES
+    # Without the second class, whose id stays free.
+    for name in ("images", "image_class_labels", "train_test_split"):
+        lines = (tree / f"{name}.txt").read_text().splitlines(keepends=True)
+        (tree / f"{name}.txt").write_text("".join(lines[:5] + lines[10:]))
+    splits = read_cub200(tree, val_fraction=0)
+    assert splits.class_names == CLASSES
+    assert {label for _, label in splits.train} == {0, 2}
+    (tree / "classes.txt").write_text(f"1 {CLASSES[0]}\n3 {CLASSES[2]}\n")
+    splits = read_cub200(tree, val_fraction=0)
+    assert splits.class_names == (CLASSES[0], CLASSES[2])
+    assert [label for _, label in splits.train] == [0] * 4 + [1] * 4
+    (tree / "classes.txt").unlink()
+    splits = read_cub200(tree, val_fraction=0)
+    assert splits.class_names == ("class 1", "class 3")
+    assert {label for _, label in splits.test} == {0, 1}
+    (tree / "classes.txt").write_text(f"1 {CLASSES[0]}\n")
+    with pytest.raises(GloReError, match=r"labels\.txt:6: class 3 is out of range"):
+        read_cub200(tree)
+
+
+def test_boxes(tree):
+    with pytest.raises(GloReError, match=r"bounding_boxes\.txt is missing"):
+        read_cub200(tree, with_boxes=True)
+    rows = [f"{key} {key}.0 2.0 20.0 30.0\n" for key in range(1, 16)]
+    (tree / "bounding_boxes.txt").write_text("".join(rows))
+    splits = read_cub200(tree, with_boxes=True)
+    path, label = splits.test[0]
+    assert splits.boxes[path] == (5.0, 2.0, 20.0, 30.0)
+    assert read_cub200(tree).boxes == {}
+    source = image_source_of_rows(splits.test, splits.root, splits.class_names, boxes=splits.boxes)
+    assert len(source.boxes) == 3
+    pixels = {"mean": (0, 0, 0), "std": (1, 1, 1)}
+    for crops, shape in (("full", (48, 32)), ("centre", (32, 32))):
+        options = ImageTestOptions(batch_size=1, num_workers=0, crop_size=32, resize=32)
+        with get_image_val_loader(source, options, crops=crops, **pixels) as loader:
+            data = next(iter(loader))[0].asnumpy()
+        assert data.shape == (1, 3, *shape)
+        image = cv2.imread(os.path.join(splits.root, path))[2:32, 5:25, ::-1]
+        expected = cv2.resize(image, (32, 48), interpolation=cv2.INTER_CUBIC)
+        expected = expected[8:40] if crops == "centre" else expected
+        np.testing.assert_allclose(data[0], expected.transpose(2, 0, 1) / 255, atol=1e-6)
+    (tree / "bounding_boxes.txt").write_text("".join(rows[:-1]))
+    with pytest.raises(GloReError, match=r"boxes\.txt has no row for image 15"):
+        read_cub200(tree, with_boxes=True)
+    (tree / "bounding_boxes.txt").write_text("1 0 0 5 0\n" + "".join(rows[1:]))
+    with pytest.raises(GloReError, match=r"boxes\.txt:1: expected .*not empty"):
+        read_cub200(tree, with_boxes=True)
 
 
 def test_held_out_part_is_stratified():

@@ -208,6 +208,33 @@ def test_stream_notices_a_short_pass():
         stream.read()
 
 
+class Holes(Batches):
+    """Batches of which some hold nothing that can be read."""
+
+    def __init__(self, holes, **more):
+        super().__init__(**more)
+        self.holes = holes
+
+    def every_batch(self):
+        first = self.position[1]
+        for batch, content in enumerate(self, first):
+            yield None if batch in self.holes else content
+
+
+def test_validation_passes_over_batches_that_cannot_be_read(tmp_path, caplog):
+    whole, _ = run(tmp_path / "a", val=Holes((2,), count=3, seed=1))
+    assert all(np.isfinite(row["val_loss"]) for row in whole.history)
+    run(tmp_path / "b", val=Holes((2,), count=3, seed=1), end_epoch=1)
+    again, _ = run(tmp_path / "b", val=Holes((2,), count=3, seed=1), resume="auto")
+    assert untimed(again.history) == untimed(whole.history)
+    short = Batches(2, seed=1)
+    fewer, _ = run(tmp_path / "c", val=short)
+    assert untimed(fewer.history) == untimed(whole.history)
+    none, _ = run(tmp_path / "d", val=Holes((0, 1, 2), count=3, seed=1))
+    assert [row["val_top1"] for row in none.history] == [None, None]
+    assert "none of its validation samples could be read" in caplog.text
+
+
 def test_two_devices_equal_one(tmp_path):
     class NoNorm(Batches):
         def batch(self, pass_index, batch):

@@ -11,7 +11,7 @@ from images import MEAN, STD, KillingImages, make_classes, pack, picture, write_
 from PIL import Image
 
 from data.common.loader import Loader, LoaderConfig, UnreadableData, write_bad_files
-from data.image.dataset import image_size
+from data.image.decode import header_of
 from data.image.loaders import (
     get_image_train_loader,
     get_image_val_loader,
@@ -26,6 +26,7 @@ from data.image.source import (
 )
 from glore_common import GloReError, UsageError
 from mxnet_compat import mx
+from train.batches import BatchStream
 
 BASIC = {"crop_size": 32, "batch_size": 5, "num_workers": 0}
 
@@ -188,7 +189,7 @@ def test_images_are_turned_as_exif_says(tmp_path):
     exif[0x0112] = 6  # to be turned by 90 degrees
     Image.fromarray(picture(0, 60, 80)).save(path, exif=exif)
     with open(path, "rb") as stream:
-        assert image_size(stream) == (80, 60)
+        assert header_of(stream).size == (80, 60)
     with val(
         image_source_of_rows([("turned.jpg", 0)], tmp_path), crops="full", resize=30
     ) as loader:
@@ -234,6 +235,37 @@ def test_bad_images_are_left_out_of_validation(damaged):
         assert sorted(index.tolist()) == [0, 2, 3, 4, 6, 7, 8, 9, 10]
         label = np.concatenate([label for _, label, _ in batches])
         np.testing.assert_array_equal(label, index // 4)
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_a_batch_without_a_readable_image_counts_as_read(damaged, num_workers):
+    # The last batch of four holds the third class's last image alone, which is a web page.
+    source = image_source_of_rows(
+        [(f"c{number // 4}/i{number % 4}.jpg", 0) for number in (0, 2, 3, 4, 6, 7, 8, 9, 11)],
+        damaged,
+    )
+    with val(source, batch_size=4, num_workers=num_workers) as loader:
+        assert len(loader) == 3
+        batches = list(loader.every_batch())
+        assert [batch is None for batch in batches] == [False, False, True]
+        assert [len(index) for *_, index in loader] == [4, 4]
+        loader.set_position(0, 2)
+        assert list(loader.every_batch()) == [None]
+        stream = BatchStream(loader, "validation")
+        stream.seek(0, 1)
+        assert stream.read()[0].shape[0] == 4
+        assert stream.read() is None
+        # The pass is over, and the next one begins.
+        assert stream.read()[0].shape[0] == 4
+        stream.seek(0, 2)
+        with pytest.raises(GloReError, match="validation data has no sample that could be read"):
+            stream.need()
+    # One worker's share may be unreadable while that of the others is not.
+    with val(source, batch_size=4, rank=8, num_ranks=9) as loader:
+        assert list(loader.every_batch()) == [None]
+    alone = image_source_of_rows([("c2/i3.jpg", 0)], damaged)
+    with val(alone) as loader, pytest.raises(UnreadableData, match="1 distinct image could not"):
+        list(loader)
 
 
 def test_strict_and_too_many_bad_images(damaged):
@@ -391,6 +423,16 @@ def test_native_ranks_share_an_indexed_file(photographs, tmp_path):
     path = shutil.copy(photographs, tmp_path / "bare.rec")
     with pytest.raises(UsageError, match=r"only for training and with an \.idx file"):
         native(path, rank=0, num_ranks=2)
+
+
+def test_native_ranks_take_equally_many_steps(photographs):
+    # Of 13 images MXNet gives 5, 5 and 3 to the ranks.
+    for rank in range(3):
+        with native(
+            photographs, rank=rank, num_ranks=3, batch_size=3, augmentation="none"
+        ) as loader:
+            assert (len(loader), loader.num_samples) == (1, 3)
+            assert [len(data) for data, _ in collect(loader)] == [3]
 
 
 def test_what_the_native_reader_refuses(packed, photographs, tmp_path):

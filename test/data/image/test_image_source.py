@@ -51,6 +51,7 @@ def test_folder_of_classes_in_sorted_order_with_any_extension(tmp_path):
     found = [(where.replace(os.sep, "/"), label) for where, label in source.samples]
     assert found == [
         ("A/x.JPeG", 0),
+        ("a/sub/deep.jpg", 1),
         ("a/y.bmp", 1),
         ("a/z.webp", 1),
         ("b/10.jpg", 2),
