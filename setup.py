@@ -101,7 +101,7 @@ setup(
         "opencv-python<4.12; python_version < '3.13'",
         "opencv-python>=4.12,<4.13; python_version >= '3.13'",
         "decord==0.6.0",
-        "av>=15",
+        "av>=15.1",
         "pillow>=9",
         "gluoncv==0.10.5.post0",
         "setuptools<81",

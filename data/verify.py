@@ -1,10 +1,9 @@
 """Find the videos of a list that cannot be read: ``python -m data.verify LIST --root ROOT``.
 
-Decodes every frame of every video (``--quick``: eight frames spread over it) in parallel worker
+Decodes every frame of every video (``--quick``: some frames spread over it) in parallel worker
 processes, writes a report and a list without the bad rows, and notes the frame counts in the
-list's cache. Exit code: 0 when all videos are good, 1 when some are bad, 2 for bad usage.
-
-``--exact`` compares a sample of the frames with those of a decoding from the start.
+list's cache. ``--exact`` also compares frames with those that FFmpeg gives when it decodes a video
+from its start. Exit code: 0 when all videos are good, 1 when some are bad, 2 for bad usage.
 """
 
 import argparse
@@ -19,14 +18,15 @@ from glore_common import UsageError, module_command, progress, run_main, write_t
 
 from .common.pool import Task, WorkerError, WorkerPool
 from .common.worker_main import BAD, DONE, REFUSED
-from .video.container import HOW, Container
+from .video.container import VideoFacts
 from .video.list import FrameCounts, VideoList, read_video_list
+from .video.readers import by_decord
 from .video.verify_job import VerifyJob
 
 LOGGER = logging.getLogger("glore.data")
 COLUMNS = (
     *("v_id", "label", "path", "status", "frames", "announced", "reason"),
-    *("format", "codec", "rate", "seconds", "size", "turned", "reader"),
+    *("reader", "codec", "container", "fps", "rotation", "seconds"),
 )
 
 
@@ -64,13 +64,13 @@ def verify_list(
     num_workers
         Worker processes, at least 1.
     quick
-        Decode eight frames instead of all.
+        Decode some frames instead of all.
     timeout
         Seconds that one video may take.
     min_frames
         Videos with fewer frames count as bad.
     exact
-        Compare the reader's frames with those of a decoding from the start.
+        Compare frames with those of the whole video, decoded from its start.
 
     Returns
     -------
@@ -82,7 +82,10 @@ def verify_list(
         raise UsageError("at least one worker and a time-out above 0 are needed.")
     counts = FrameCounts(video_list)
     report: list[dict[str, Any]] = [
-        dict(zip(COLUMNS, (*row, "bad", 0, 0, "it was not checked", *[""] * 7)))
+        {
+            **dict.fromkeys(COLUMNS, ""),
+            **dict(zip(COLUMNS, (*row, "bad", 0, 0, "it was not checked"))),
+        }
         for row in video_list.rows
     ]
     results = _Results()
@@ -97,13 +100,12 @@ def verify_list(
         for task, kind, value in progress(outcomes, "verify", len(report), unit="video"):
             entry = report[task.context]
             if kind == DONE:
-                decoded, announced, size, reason, facts = value
-                entry.update(frames=decoded, announced=announced, **_shown(facts))
-                counts.note(task.context, decoded, size, facts.how, replace=not quick)
-                if reason and decoded < announced:
-                    reason = f"only {decoded} of {announced} frames can be decoded: {reason}"
-                elif not reason and decoded < min_frames:
-                    reason = f"{decoded} frames, fewer than {min_frames}"
+                facts, reason = value
+                entry.update(_columns_of(facts))
+                if facts.frames:
+                    counts.note(task.context, facts, replace=not quick)
+                if not reason and facts.frames < min_frames:
+                    reason = f"{facts.frames} frames, fewer than {min_frames}"
                 entry.update(status="bad" if reason else "ok", reason=reason)
             elif kind == BAD:
                 entry["reason"] = value
@@ -119,16 +121,17 @@ def verify_list(
     return report
 
 
-def _shown(facts: Container) -> dict[str, Any]:
-    """Return what the report says of a container."""
+def _columns_of(facts: VideoFacts) -> dict[str, Any]:
+    """Return the columns of a report that say what is known of a file."""
     return {
-        "format": facts.format.split(",")[0],
+        "frames": facts.frames,
+        "announced": facts.announced,
+        "reader": "decord" if by_decord(facts) else "pyav",
         "codec": facts.codec,
-        "rate": round(facts.rate, 3),
-        "seconds": round(facts.seconds, 3),
-        "size": f"{facts.width}x{facts.height}",
-        "turned": "yes" if facts.turned else "",
-        "reader": HOW[facts.how],
+        "container": facts.container,
+        "fps": round(facts.rate, 3),
+        "rotation": str(facts.turn),
+        "seconds": round(facts.frames / facts.rate, 3) if facts.rate else "",
     }
 
 
@@ -156,7 +159,8 @@ def write_clean_list(video_list: VideoList, report: list[dict[str, Any]], path: 
         for number, entry in zip(video_list.lines, report)
         if entry["status"] == "ok"
     ]
-    write_text(path, "".join(line + "\n" for line in good))
+    head = [] if video_list.rate is None else [f"# fps {video_list.rate:g}"]
+    write_text(path, "".join(line + "\n" for line in head + good))
 
 
 def _check_places(video_list, *paths):
@@ -189,11 +193,11 @@ def make_parser() -> argparse.ArgumentParser:
         default=os.cpu_count() or 1,
         help="worker processes (default: %(default)s)",
     )
-    parser.add_argument("--quick", action="store_true", help="decode eight frames, not all")
+    parser.add_argument("--quick", action="store_true", help="decode some frames, not all")
     parser.add_argument(
         "--exact",
         action="store_true",
-        help="compare a sample of frames with those of a decoding from the start",
+        help="compare frames with those that decoding from the start gives",
     )
     parser.add_argument(
         "--min-frames", type=int, default=1, help="shorter videos are bad (default: %(default)s)"

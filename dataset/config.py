@@ -10,12 +10,15 @@ Layout and file names are those of facebookresearch/GloRe::
     dataset/HMDB51/raw/data/<class>/<video>.avi
     dataset/Demo/raw/list_cvt/demo_{train,val}_avi.txt, mapping_table.txt
     dataset/Demo/raw/data/{train,val}_avi-96p/<class>/<video>.avi
+    dataset/NAME/raw/list_cvt/{train,val}.txt, mapping_table.txt           a data set of one's own
+    dataset/NAME/raw/data/{train,val}/<class>/<video>.avi
 
 A data root replaces the leading ``dataset``: with ``--data-root /data`` the Kinetics lists are
 ``/data/Kinetics/raw/list_cvt/…``.
 """
 
 import dataclasses
+import difflib
 import os
 import shlex
 from collections.abc import Sequence
@@ -26,6 +29,8 @@ from glore_common import GloReError, PathLike, UsageError, closest_first, module
 # GloRe's single-node recipe: the rate falls after 45, 65 and 85 passes of 240,000 clips. When the
 # run ends is our choice: 15 passes (of 4 logged epochs) after the last fall.
 KINETICS_LR_STEPS = (45 * 240_000, 65 * 240_000, 85 * 240_000)
+# Likeness to a known name from which on another one is taken for a typing error.
+TYPING_ERROR = 0.85
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,6 +39,8 @@ class DatasetConfig:
 
     Attributes
     ----------
+    num_classes
+        0 for a data set of one's own that is not there yet.
     root
         Folder of the data set; everything below lies in its ``raw`` folder.
     train_list, val_list
@@ -122,6 +129,11 @@ class DatasetConfig:
             + f"If they lie elsewhere as <folder>/{self.name}/raw/…, name it: --data-root <folder>"
         )
 
+    @property
+    def is_own(self) -> bool:
+        """Whether it is none of :func:`list_datasets`."""
+        return self.name not in _DATASETS
+
     def class_names(self) -> list[str]:
         """Return the class names in the order of their labels, as the mapping table has them.
 
@@ -144,6 +156,11 @@ class DatasetConfig:
         if self.name == "Demo":
             return f"  {module_command('dataset.demo')}{option}"
         prepare = f"  {module_command('dataset.prepare_videos')} --dataset {self.name}{option}"
+        if self.is_own:
+            return (
+                f"{prepare} --videos FOLDER\n"
+                "(FOLDER holds a folder of videos per class, or such folders in train/ and val/)"
+            )
         if self.name == "Kinetics":
             return (
                 f"{prepare} \\\n      --csv train.csv --csv validate.csv --videos DOWNLOADED\n"
@@ -224,6 +241,55 @@ def _demo(raw, split):
     }
 
 
+def _own(raw, split):
+    paths = {
+        "train_list": os.path.join(raw, "list_cvt", "train.txt"),
+        "val_list": os.path.join(raw, "list_cvt", "val.txt"),
+        "train_root": os.path.join(raw, "data", "train"),
+        "val_root": os.path.join(raw, "data", "val"),
+    }
+    table = os.path.join(raw, "list_cvt", "mapping_table.txt")
+    labels = _labels_of(paths["train_list"])
+    classes = (
+        len(read_mapping_table(table)) if os.path.exists(table) else max(labels, default=-1) + 1
+    )
+    return {"num_classes": classes, **paths, **recipe_for(len(labels))}
+
+
+def _labels_of(list_path):
+    """Return the labels of a list, as far as they are there and can be read: for its size."""
+    try:
+        with open(list_path, encoding="utf-8-sig", errors="replace") as stream:
+            rows = [line.split(None, 2) for line in stream if not line.startswith("#")]
+    except OSError:
+        return []
+    return [int(row[1]) for row in rows if len(row) == 3 and row[1].isdecimal()]
+
+
+def recipe_for(videos: int) -> dict[str, Any]:
+    """Return how a data set of so many training videos is trained on; the figures are our choice.
+
+    Batches of 64 at most and at least 16 in a pass, the rate in proportion to them; 30 passes, or
+    100 as for Kinetics where there are as many videos; a twentieth of them to warm up.
+    """
+    batch = 64
+    while batch > 2 and batch * 16 > videos:
+        batch //= 2
+    batch = max(1, min(batch, videos))
+    factor = 4 if videos >= 100_000 else 1
+    passes = 100 if videos >= 100_000 else 30
+    steps = passes * max(1, videos // batch)
+    return {
+        "batch_size": batch,
+        "lr_base": 0.05 * batch / 64,
+        "lr_schedule": "cosine",
+        "lr_steps": (),
+        "warmup_steps": min(1500, steps // 20),
+        "epoch_div_factor": factor,
+        "end_epoch": passes * factor,
+    }
+
+
 # name: (number of official splits, what differs from the defaults)
 _DATASETS: dict[str, tuple[int, Callable[[str, int], dict[str, Any]]]] = {
     "Kinetics": (1, _kinetics),
@@ -238,43 +304,66 @@ def list_datasets() -> list[str]:
     return list(_DATASETS)
 
 
-def get_config(name: str, data_root: Optional[PathLike] = None, split: int = 1) -> DatasetConfig:
+def get_config(
+    name: str,
+    data_root: Optional[PathLike] = None,
+    split: int = 1,
+    num_classes: Optional[int] = None,
+    new: bool = False,
+) -> DatasetConfig:
     """Return the configuration of a data set.
 
     Parameters
     ----------
     name
-        One of :func:`list_datasets`; letter case does not matter.
+        One of :func:`list_datasets` (letter case does not matter), or that of a data set of one's
+        own: of a folder below ``data_root``.
     data_root
         Folder that holds ``<name>/raw/…``; :func:`default_data_root` when None.
     split
         Official split, 1 to 3 for UCF101 and HMDB51; the others have one.
+    num_classes
+        Instead of what the data set is known to have or its mapping table says.
+    new
+        Whether a data set of one's own need not be there yet.
 
-    Paths are absolute. Nothing is read: :meth:`DatasetConfig.check` looks at the files.
+    Paths are absolute. Of a known data set nothing is read: :meth:`DatasetConfig.check` looks at
+    the files. Of one's own the mapping table and the training list tell classes and size.
 
     Raises
     ------
     UsageError
         Unknown name (the nearest known one is named first) or split.
+    GloReError
+        A mapping table that cannot be used.
     """
     known = {candidate.lower(): candidate for candidate in _DATASETS}
-    if name.lower() not in known:
-        names = ", ".join(closest_first(name, _DATASETS))
-        raise UsageError(f"unknown data set {name!r}; known (nearest first): {names}")
-    name = known[name.lower()]
-    splits, make = _DATASETS[name]
+    name = known.get(name.lower(), name)
+    splits, make = _DATASETS.get(name, (1, _own))
     if not 1 <= split <= splits:
         raise UsageError(f"{name} has no split {split}; it has 1 to {splits}")
     parent = default_data_root() if data_root is None else os.path.abspath(data_root)
     root = os.path.join(parent, name)
     raw = os.path.join(root, "raw")
-    return DatasetConfig(
+    if name not in _DATASETS:
+        if not name or name.startswith(".") or os.path.basename(name) != name:
+            raise UsageError(f"{name!r} cannot be the name of a data set: it names a folder")
+        nearest = difflib.get_close_matches(name.lower(), known, 1, cutoff=TYPING_ERROR)
+        if not os.path.isdir(raw) and (nearest or not new):
+            names = ", ".join(closest_first(name, _DATASETS))
+            raise UsageError(
+                f"unknown data set {name!r}; known (nearest first): {names}. One of your own is "
+                f"made by {module_command('dataset.prepare_videos')} --dataset {shlex.quote(name)} "
+                f"--videos FOLDER; its lists would lie in {_shown(os.path.join(raw, 'list_cvt'))}"
+            )
+    config = DatasetConfig(
         name=name,
         root=root,
         mapping_table=os.path.join(raw, "list_cvt", "mapping_table.txt"),
         split=split if splits > 1 else None,
         **make(raw, split),
     )
+    return config if num_classes is None else dataclasses.replace(config, num_classes=num_classes)
 
 
 def read_mapping_table(path: str) -> list[str]:
@@ -287,7 +376,7 @@ def read_mapping_table(path: str) -> list[str]:
         twice, or the labels are not 0, 1, …
     """
     try:
-        with open(path, encoding="utf-8") as stream:
+        with open(path, encoding="utf-8-sig") as stream:
             lines = stream.read().splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise GloReError(f"cannot read the mapping table {_shown(path)}: {error}") from error

@@ -6,6 +6,8 @@
     # folders of class folders
     python -m dataset.prepare_videos --dataset Kinetics --train-videos TRAIN --val-videos VAL
     python -m dataset.prepare_videos --dataset Kinetics --videos ALL --val-fraction 0.1
+    # a data set of your own: FOLDER holds a folder per class, or train/ and val/ with such folders
+    python -m dataset.prepare_videos --dataset mine --videos FOLDER
     # UCF101 and HMDB51, from the official split files; their videos are small enough as they are
     python -m dataset.prepare_videos --dataset UCF101 --splits ucfTrainTestlist --videos UCF-101 \
         --link
@@ -37,6 +39,8 @@ from typing import Any, Callable, NoReturn, Optional
 
 import cv2
 
+from data.video.container import VideoError, frame_rates
+from data.video.readers import count_decodable_frames
 from glore_common import (
     GloReError,
     UsageError,
@@ -74,6 +78,26 @@ from .video_plans import (
 )
 
 SHORT_SIDE = 288
+VAL_FRACTION = 0.1
+# A path that does not exist.
+NOWHERE = "/nonexistent"
+# Frames per second.
+USUAL_RATES = (
+    5,
+    10,
+    12,
+    12.5,
+    15,
+    20,
+    24000 / 1001,
+    24,
+    25,
+    30000 / 1001,
+    30,
+    50,
+    60000 / 1001,
+    60,
+)
 BITRATE = "512k"
 SETTINGS = "prepare_settings.json"
 REPORT = "prepare_report.txt"
@@ -95,7 +119,8 @@ class SourceOptions(Options):
 
     dataset: str = option(
         "",
-        ", ".join(name for name in list_datasets() if name != "Demo") + " (default: none, name it)",
+        ", ".join(name for name in list_datasets() if name != "Demo")
+        + ", or any name for a data set of your own (default: none, name it)",
         metavar="NAME",
     )
     data_root: Optional[str] = option(
@@ -113,7 +138,10 @@ class SourceOptions(Options):
         None, "folder of the official split files (UCF101, HMDB51)", metavar="DIR"
     )
     val_fraction: Optional[float] = option(
-        None, "of each class, drawn", kind=number(float, high=1.0, above=0.0), metavar="F"
+        None,
+        "of each class, drawn (a data set of your own: 0.1)",
+        kind=number(float, high=1.0, above=0.0),
+        metavar="F",
     )
     val_file: Optional[str] = option(
         None, "paths of the validation videos below --videos, a line each", metavar="FILE"
@@ -135,6 +163,11 @@ class MakingOptions(Options):
     link: bool = option(False, "link to the videos as they are, do not transcode")
     short_side: int = option(SHORT_SIDE, "pixels", kind=number(int, 16), metavar="N")
     bitrate: str = option(BITRATE, "512k to 640k", kind=bit_rate)
+    fps: Optional[float] = option(
+        None,
+        "frames per second of all videos, which the lists then record (default: each as it is)",
+        kind=positive_float,
+    )
     trim: bool = option(
         False,
         "files named by their YouTube id alone are whole videos: cut the annotated seconds",
@@ -153,7 +186,8 @@ class MakingOptions(Options):
         """Return what the videos of a folder have in common."""
         if self.link:
             return {"link": True}
-        return {"short_side": self.short_side, "bitrate": self.bitrate}
+        rate = {} if self.fps is None else {"fps": self.fps}
+        return {"short_side": self.short_side, "bitrate": self.bitrate, **rate}
 
 
 @dataclasses.dataclass
@@ -198,8 +232,11 @@ def ffmpeg_command(
     short_side: int,
     bitrate: str,
     trim: Optional[tuple[int, int]] = None,
+    fps: Optional[float] = None,
 ) -> list[str]:
-    """Return the command line that makes ``target`` (MPEG-4 in AVI).
+    """Return the command line that makes ``target`` (MPEG-4 in AVI), of FFmpeg's choice of stream.
+
+    ``fps`` makes it of another frame rate.
 
     The short side becomes ``short_side``, or stays when it is smaller, and both sides are made
     even, which the 4:2:0 pictures of MPEG-4 need; the other side keeps the proportions.
@@ -207,21 +244,46 @@ def ffmpeg_command(
     short = f"max(2\\,trunc(min(min(iw\\,ih)\\,{short_side})/2)*2)"
     scale = f"scale=w='if(gt(iw\\,ih)\\,-2\\,{short})':h='if(gt(iw\\,ih)\\,{short}\\,-2)'"
     cut = ["-ss", str(trim[0]), "-t", str(trim[1] - trim[0])] if trim else []
+    rate = f"fps={fps:.6f}," if fps else ""
     return [
         *(ffmpeg, "-nostdin", "-hide_banner", "-loglevel", "error", "-y"),
         *cut,
         # An absolute path cannot be taken for an option or a protocol.
-        *("-i", os.path.abspath(source), "-map", "0:v:0", "-an", "-vf", scale),
+        *("-i", os.path.abspath(source), "-an", "-sn", "-dn", "-vf", rate + scale),
         *("-c:v", "mpeg4", "-b:v", bitrate, "-threads", "1", "-f", "avi"),
         os.path.abspath(target),
     ]
 
 
+def rate_for(source: str, asked: Optional[float] = None) -> Optional[float]:
+    """Return the frame rate to ask FFmpeg for: None where it finds the right one by itself.
+
+    A browser's recording has time stamps in milliseconds and no rate: FFmpeg takes it for one of
+    1000 frames per second, and the bit rate is spent on copies of frames.
+    """
+    if asked or not os.path.isfile(source):
+        return asked
+    try:
+        announced, real = frame_rates(source)
+    except VideoError:  # FFmpeg says what is wrong with it
+        return None
+    if not real or announced <= 1.5 * real:
+        return None
+    usual = min(USUAL_RATES, key=lambda rate: abs(rate - real))
+    return usual if abs(usual - real) < 0.02 * usual else real
+
+
 class _Runner:
     """Makes videos in threads; ``stop`` ends the FFmpegs that are running."""
 
-    def __init__(self, make_command: Callable[..., list[str]], timeout: float) -> None:
+    def __init__(
+        self,
+        make_command: Callable[..., list[str]],
+        timeout: float,
+        fps: Optional[float] = None,
+    ) -> None:
         self._make_command = make_command
+        self._fps = fps
         self._timeout = timeout
         self._running: set[subprocess.Popen[bytes]] = set()
         self._lock = threading.Lock()
@@ -245,6 +307,9 @@ class _Runner:
                 stderr=subprocess.PIPE,
                 start_new_session=True,
                 preexec_fn=end_with_parent,
+                # A static FFmpeg dies of the host's character sets, which it would load for the
+                # names in MPEG-TS.
+                env={**os.environ, "GCONV_PATH": NOWHERE},
             )
             self._running.add(process)
         try:
@@ -262,7 +327,19 @@ class _Runner:
             raise TranscodeError(f"FFmpeg: {reason}")
 
     def transcode(self, job: Job) -> None:
-        """Make one video; it has its name only when it is complete."""
+        """Make one video, of the first copy that is whole; it has its name when it is complete."""
+        reasons = []
+        for source in (job.source, *job.others):
+            try:
+                self._transcode(dataclasses.replace(job, source=source))
+                return
+            except TranscodeError as error:
+                if self._stopped or "No space left" in str(error):
+                    raise
+                reasons.append(str(error))
+        raise TranscodeError("; ".join(dict.fromkeys(reasons)))
+
+    def _transcode(self, job: Job) -> None:
         folder, name = os.path.split(job.target)
         os.makedirs(folder, exist_ok=True)
         # One name per target, so that a killed run's remains are overwritten by the next one; a
@@ -270,7 +347,9 @@ class _Runner:
         digest = hashlib.sha256(os.fsencode(name)).hexdigest()[:32]
         partial = os.path.join(folder, f"{_PARTIAL_PREFIX}{digest}.avi")
         try:
-            self._run(self._make_command(job.source, partial, trim=job.trim))
+            rate = rate_for(job.source, self._fps)
+            more = {"fps": rate} if rate else {}
+            self._run(self._make_command(job.source, partial, trim=job.trim, **more))
             # FFmpeg ends with 0 on some damaged files without having written a frame.
             capture = cv2.VideoCapture(partial, cv2.CAP_FFMPEG)
             readable, _ = capture.read()
@@ -286,7 +365,9 @@ class _Runner:
 
 
 def _link(job: Job) -> None:
-    """Let ``job.target`` be a link to its source."""
+    """Let ``job.target`` be a link to its source, or to the first of its copies that is whole."""
+    if job.others:
+        job = dataclasses.replace(job, source=_first_whole((job.source, *job.others)))
     if not os.path.isfile(job.source):
         raise TranscodeError("the file has disappeared")
     try:
@@ -296,6 +377,19 @@ def _link(job: Job) -> None:
         os.symlink(os.path.abspath(job.source), job.target)
     except OSError as error:
         raise TranscodeError(str(error)) from error
+
+
+def _first_whole(copies: Sequence[str]) -> str:
+    reasons = []
+    for path in copies:
+        try:
+            _, reason = count_decodable_frames(path)
+        except VideoError as error:
+            reason = error.reason
+        if not reason:
+            return path
+        reasons.append(reason)
+    raise TranscodeError("; ".join(reasons))
 
 
 def _is_done(job: Job) -> bool:
@@ -342,8 +436,12 @@ def run_jobs(
     return sorted(failures)
 
 
-def write_lists(config: DatasetConfig, plan: Plan, seed: int) -> dict[str, int]:
+def write_lists(
+    config: DatasetConfig, plan: Plan, seed: int, fps: Optional[float] = None
+) -> dict[str, int]:
     """Write every list of the plan and the mapping table; return list file -> number of rows.
+
+    A list of videos of one rate, ``fps``, says so in its first line.
 
     Rows whose video is not there are left out. The order is shuffled with ``seed``, so that a
     part of a list is not a few classes only; a row's ``v_id`` does not change when a video that
@@ -358,7 +456,8 @@ def write_lists(config: DatasetConfig, plan: Plan, seed: int) -> dict[str, int]:
             for v_id, (sub_path, (label, target)) in enumerate(ordered)
             if _is_done(plan.jobs[target])
         ]
-        write_text(path, "".join(lines))
+        head = [f"# fps {fps:g}\n"] if fps else []
+        write_text(path, "".join(head + lines))
         counts[path] = len(lines)
     table = "".join(f"{label}\t{name}\n" for label, name in enumerate(plan.classes))
     write_text(config.mapping_table, table)
@@ -455,14 +554,14 @@ def prepare(config: DatasetConfig, plan: Plan, making: MakingOptions, seed: int)
             short_side=making.short_side,
             bitrate=making.bitrate,
         )
-        runner = _Runner(command, making.timeout)
+        runner = _Runner(command, making.timeout, making.fps)
         make, stop = runner.transcode, runner.stop
     print(_describe(config, plan, todo, making.link), flush=True)
     if making.dry_run:
         for job in todo[:3]:
             example = f"{job.target} -> {job.source}"
             if not making.link:
-                example = shlex.join(command(job.source, job.target, trim=job.trim))
+                example = shlex.join(command(job.source, job.target, trim=job.trim, fps=making.fps))
             print(f"  e.g. {example}")
         print("Dry run: nothing was written.")
         return
@@ -475,7 +574,7 @@ def prepare(config: DatasetConfig, plan: Plan, making: MakingOptions, seed: int)
                     os.remove(job.target)
         write_text(os.path.join(raw, SETTINGS), json.dumps(settings) + "\n")
         failures = run_jobs(todo, make, making.jobs or os.cpu_count() or 1, stop) if todo else []
-        counts = write_lists(config, plan, seed)
+        counts = write_lists(config, plan, seed, making.fps)
         report = os.path.join(raw, REPORT)
         write_text(report, _report(plan, failures))
     for path, count in counts.items():
@@ -504,6 +603,12 @@ def _check_options(source: SourceOptions, making: MakingOptions) -> None:
         "--val-file": source.val_file,
     }
     kinds = [name for name, value in given.items() if value]
+    if (
+        not kinds
+        and source.videos
+        and source.dataset.lower() not in map(str.lower, list_datasets())
+    ):
+        kinds = ["--videos"]
     if len(kinds) != 1:
         raise UsageError(
             "say which videos train and which validate by exactly one of --csv, --splits, "
@@ -520,6 +625,8 @@ def _check_options(source: SourceOptions, making: MakingOptions) -> None:
         raise UsageError(f"{kind} takes one --videos folder, {len(source.videos)} are given")
     if making.trim and (kind != "--csv" or making.link):
         raise UsageError("--trim needs --csv and cannot be used with --link")
+    if making.fps and making.link:
+        raise UsageError("--fps makes new videos: it cannot be used with --link")
     if source.splits and source.mapping_table:
         raise UsageError("--mapping-table does not go with --splits, which fix the labels")
 
@@ -527,13 +634,16 @@ def _check_options(source: SourceOptions, making: MakingOptions) -> None:
 def make_plan(source: SourceOptions, making: MakingOptions) -> tuple[DatasetConfig, Plan]:
     """Return the configuration and the plan that the options ask for."""
     _check_options(source, making)
-    config = get_config(source.dataset, source.data_root)
+    config = get_config(source.dataset, source.data_root, new=True)
+    if config.is_own:
+        # Its classes are those that are found now, whatever an earlier run made.
+        config = dataclasses.replace(config, num_classes=0)
     if config.name == "Demo":
         raise UsageError(f"the demo data are generated: {module_command('dataset.demo')}")
     table, link = source.mapping_table, making.link
     if source.csv:
-        if config.name != "Kinetics":
-            raise UsageError("--csv is for Kinetics")
+        if config.name != "Kinetics" and not config.is_own:
+            raise UsageError("--csv is for Kinetics, or a data set of your own like it")
         plan = plan_from_csv(config, source.csv, source.videos, table, link, making.trim)
     elif source.splits:
         planners = {"UCF101": plan_ucf101, "HMDB51": plan_hmdb51}
@@ -544,8 +654,16 @@ def make_plan(source: SourceOptions, making: MakingOptions) -> tuple[DatasetConf
         plan = plan_from_folders(config, source.train_videos, source.val_videos, table, link)
     else:
         folder = source.videos[0]
-        if source.val_fraction is not None:
-            is_val = validation_fraction(source.val_fraction, source.random_seed)
+        parts = [os.path.join(folder, part) for part in ("train", "val")]
+        if (
+            source.val_fraction is None
+            and source.val_file is None
+            and all(map(os.path.isdir, parts))
+        ):
+            return config, plan_from_folders(config, parts[0], parts[1], table, link)
+        if source.val_file is None:
+            fraction = VAL_FRACTION if source.val_fraction is None else source.val_fraction
+            is_val = validation_fraction(fraction, source.random_seed)
         else:
             is_val = validation_file(str(source.val_file), folder)
         plan = plan_from_one_folder(config, folder, is_val, table, link)

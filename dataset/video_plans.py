@@ -17,9 +17,13 @@ from glore_common import LOGGER, UsageError, closest_first
 
 from .config import DatasetConfig, get_config, read_mapping_table
 
+# Whatever FFmpeg reads and people call a video.
 VIDEO_EXTENSIONS = (
-    *(".3gp", ".avi", ".flv", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg"),
-    *(".ogv", ".ts", ".webm", ".wmv"),
+    *(".264", ".265", ".3g2", ".3gp", ".amv", ".apng", ".asf", ".avi", ".divx", ".dv", ".f4v"),
+    *(".flv", ".gif", ".h264", ".h265", ".hevc", ".ivf", ".m1v", ".m2p", ".m2t", ".m2ts", ".m2v"),
+    *(".m4v", ".mjpeg", ".mjpg", ".mkv", ".mod", ".mov", ".mp4", ".mp4v", ".mpe", ".mpeg", ".mpg"),
+    *(".mpv", ".mts", ".mxf", ".nut", ".ogm", ".ogv", ".qt", ".rm", ".rmvb", ".tod", ".tp", ".trp"),
+    *(".ts", ".vob", ".webm", ".wmv", ".wtv", ".xvid", ".y4m"),
 )
 
 # The columns of the Kinetics annotation files, and what their `split` column calls our two lists.
@@ -30,11 +34,15 @@ CSV_UNUSED_SPLITS = ("test", "holdout")
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """One video to make: ``target`` from ``source``, or from the seconds ``trim`` of it."""
+    """One video to make: ``target`` from ``source``, or from the seconds ``trim`` of it.
+
+    ``others`` are further copies of the source, for when it is broken.
+    """
 
     source: str
     target: str
     trim: Optional[tuple[int, int]] = None
+    others: tuple[str, ...] = ()
 
 
 # (class name, paths of its videos) -> those that validate.
@@ -77,6 +85,7 @@ class Plan:
         sub_path: str,
         source: str,
         trim: Optional[tuple[int, int]] = None,
+        others: tuple[str, ...] = (),
     ) -> None:
         """Plan one row of a list and the video that it needs."""
         # Lists are UTF-8 text with a video per line.
@@ -92,7 +101,7 @@ class Plan:
             self.problems.append((source, f"{sub_path} lies outside of the data's folder"))
             return
         target = os.path.join(root, sub_path)
-        known = self.jobs.setdefault(target, Job(source, target, trim))
+        known = self.jobs.setdefault(target, Job(source, target, trim, others))
         if known.source != source or known.trim != trim:
             self.problems.append((source, f"would become {sub_path}, as {known.source} does"))
             return
@@ -107,7 +116,8 @@ def class_name(name: str) -> str:
 def find_videos(folder: str) -> list[str]:
     """Return the videos below ``folder``, as sorted paths relative to it.
 
-    Hidden files and folders are left out. Links to folders are followed, each folder once.
+    Hidden files and folders are left out. Links to folders are followed, each folder once. Files
+    that are no videos by their names are counted, and a warning says so.
 
     Raises
     ------
@@ -117,6 +127,7 @@ def find_videos(folder: str) -> list[str]:
     if not os.path.isdir(folder):
         raise UsageError(f"{folder} is not a folder")
     videos = []
+    others: collections.Counter[str] = collections.Counter()
     seen = {os.path.realpath(folder)}
     for parent, folders, files in os.walk(folder, followlinks=True):
         keep = []
@@ -127,11 +138,21 @@ def find_videos(folder: str) -> list[str]:
                 keep.append(name)
         folders[:] = keep
         for name in files:
-            if not name.startswith(".") and name.lower().endswith(VIDEO_EXTENSIONS):
+            if name.startswith("."):
+                continue
+            if name.lower().endswith(VIDEO_EXTENSIONS):
                 videos.append(os.path.relpath(os.path.join(parent, name), folder))
+            else:
+                others[os.path.splitext(name)[1].lower() or "no extension"] += 1
+    if others:
+        kinds = ", ".join(f"{count} {kind}" for kind, count in others.most_common(8))
+        count = sum(others.values())
+        LOGGER.warning(
+            "%s: %d files are no videos by their names; left out (%s)", folder, count, kinds
+        )
     if not videos:
         raise UsageError(
-            f"no videos in {folder} (looked for {', '.join(VIDEO_EXTENSIONS)} in it and below)"
+            f"no videos in {folder} or below (known by their names: {', '.join(VIDEO_EXTENSIONS)})"
         )
     return sorted(videos)
 
@@ -153,6 +174,7 @@ def _videos_by_class(folder: str) -> dict[str, list[str]]:
         )
     if stray:
         LOGGER.warning("%d videos in %s itself have no class; left out", len(stray), folder)
+    _warn_of_empty_classes(folder, classes)
     return dict(classes)
 
 
@@ -174,9 +196,25 @@ def _labels(config: DatasetConfig, names: Iterable[str], table: Optional[str]) -
     return classes
 
 
+def _warn_of_empty_classes(folder: str, classes: Iterable[str]) -> None:
+    """Say which class folders have no video."""
+    empty = [
+        name
+        for name in sorted(os.listdir(folder))
+        if not name.startswith(".")
+        and class_name(name) not in classes
+        and os.path.isdir(os.path.join(folder, name))
+    ]
+    if empty:
+        names = ", ".join(empty[:5]) + (", …" if len(empty) > 5 else "")
+        LOGGER.warning("%s: no videos of %d classes: %s", folder, len(empty), names)
+
+
 def _check_number_of_classes(
     config: DatasetConfig, classes: list[str], table: Optional[str] = None
 ) -> None:
+    if not config.num_classes:  # a data set of one's own: what is there
+        return
     if len(classes) > config.num_classes:
         raise UsageError(
             f"{len(classes)} classes found, {config.name} has {config.num_classes}: is this the "
@@ -329,8 +367,9 @@ def plan_from_csv(
     """Plan from Kinetics annotation files and folders of downloaded videos.
 
     A row's video is ``{id}_{start:06d}_{end:06d}`` or ``{id}`` with any video extension, anywhere
-    in the folders; where several fit, one in a folder named like the class (or the split) is
-    taken. With ``trim``, files called ``{id}`` are whole videos from which the clip is cut.
+    in the folders. Of several the first that is whole is taken: those in a folder called
+    ``replacement…`` come first, then in one named like the class, then like the split. With
+    ``trim``, files called ``{id}`` are whole videos from which the clip is cut.
     """
     rows = [row for path in csv_files for row in _read_csv(path)]
     if not rows:
@@ -350,15 +389,17 @@ def plan_from_csv(
 
         def fit(
             found: tuple[str, str], name: str = name, split: str = split
-        ) -> tuple[bool, bool, tuple[str, str]]:
+        ) -> tuple[bool, bool, bool, tuple[str, str]]:
             parents = [class_name(part) for part in os.path.dirname(found[1]).split(os.sep)]
             in_split = any(CSV_SPLITS.get(part.lower()) == split for part in parents)
-            return (name not in parents, not in_split, found)
+            # CVDF's archive of Kinetics has whole copies of what is broken in its other folders.
+            replaces = any(part.lower().startswith("replacement") for part in parents)
+            return (not replaces, name not in parents, not in_split, found)
 
         if not available.get(stem):
             plan.missing.append(f"{name}/{clip}")
             continue
-        source = os.path.join(*min(available[stem], key=fit))
+        source, *others = (os.path.join(*found) for found in sorted(available[stem], key=fit))
         list_path, root = (
             (config.train_list, config.train_root)
             if split == "train"
@@ -366,7 +407,8 @@ def plan_from_csv(
         )
         cut = (start, end) if trim and stem == video_id else None
         extension = os.path.splitext(source)[1] if link else ".avi"
-        plan.add(list_path, number_of[name], root, f"{name}/{clip}{extension}", source, cut)
+        target = f"{name}/{clip}{extension}"
+        plan.add(list_path, number_of[name], root, target, source, cut, tuple(others))
     if not plan.jobs:
         raise UsageError(
             f"none of the {len(rows)} videos of the annotation is in {', '.join(folders)}; "

@@ -60,7 +60,7 @@ def examine() -> list[Finding]:
     findings = [_python(), _version("NumPy", "numpy"), mxnet]
     if mx is not None:
         findings += [_features(mx), _step(mx), _threads()]
-    findings += [_memory(), *_gpus(mx), *_opencv(), _decord(), _ffmpeg(), _gluoncv()]
+    findings += [_memory(), *_gpus(mx), *_opencv(), _decord(), _pyav(), _ffmpeg(), _gluoncv()]
     return findings + _folders()
 
 
@@ -240,6 +240,13 @@ def _decord():
     except (ImportError, OSError) as error:
         return Finding("decord", "does not load", f"{error}: pip install decord==0.6.0, for videos")
     return Finding("decord", decord.__version__)
+
+
+def _pyav():
+    try:
+        return Finding("PyAV", importlib.import_module("av").__version__)
+    except (ImportError, OSError) as error:
+        return Finding("PyAV", "does not load", f"{error}: pip install av, for videos")
 
 
 def _ffmpeg():

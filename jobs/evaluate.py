@@ -23,9 +23,10 @@ from data.image.loaders import get_image_val_loader
 from data.image.options import ImageReadingOptions
 from data.image.source import ImageSource, open_image_source, with_classes
 from data.video.loaders import get_test_loader
-from dataset import get_config, prepare_demo
+from dataset import DatasetConfig, get_config, prepare_demo
 from glore_common import GloReError, UsageError, check_writable, command, write_text
 from glore_options import parse
+from network.pretrained import plain
 from network.specs import PUBLISHED_TOP1
 from train.devices import contexts_of
 from train.metric import ConfusionMatrix
@@ -319,6 +320,38 @@ def image_source(options: EvaluateOptions, model: Model) -> ImageSource:
 # --- clips ----------------------------------------------------------------------------------------
 
 
+def classes_of(name: str, trained: dict[str, Any]) -> Optional[int]:
+    """Return the ``--num-classes`` that a network was trained with, of the same data set."""
+    return trained.get("num_classes") if name == trained.get("dataset") else None
+
+
+def same_classes(model: Model, config: DatasetConfig) -> Optional[list[str]]:
+    """Return the names of a network's classes, once they are known to be the data set's.
+
+    Raises
+    ------
+    UsageError
+        They are not.
+    """
+    facts, names = model.facts, None
+    if config.num_classes != facts.num_classes:
+        raise UsageError(
+            f"{model.path} has {facts.num_classes} classes, {config.name} has "
+            f"{config.num_classes}: give the --dataset that it was trained for"
+        )
+    if os.path.exists(config.mapping_table):
+        names = config.class_names()
+    if names is None or facts.class_names is None:
+        return facts.class_names or names
+    for label, (ours, theirs) in enumerate(zip(facts.class_names, names)):
+        if plain(ours) != plain(theirs):
+            raise UsageError(
+                f"class {label} is {ours!r} in {model.path} and {theirs!r} in "
+                f"{config.mapping_table}: give the --dataset that it was trained for"
+            )
+    return facts.class_names
+
+
 def evaluate_clips(options: EvaluateOptions, model: Model, contexts: list) -> dict[str, Any]:
     """Test a network on the validation videos of a data set; log and write the results."""
     facts, data = model.facts, options.data
@@ -327,12 +360,13 @@ def evaluate_clips(options: EvaluateOptions, model: Model, contexts: list) -> di
     if name is None:
         raise UsageError(f"{model.path} does not say which videos: give --dataset NAME")
     root = data.data_root or trained.get("data_root")
-    config = get_config(name, root, split=data.split or trained.get("split", 1))
-    if config.num_classes != facts.num_classes:
-        raise UsageError(
-            f"{model.path} has {facts.num_classes} classes, {config.name} has "
-            f"{config.num_classes}: give the --dataset that it was trained for"
-        )
+    config = get_config(
+        name, root, data.split or trained.get("split", 1), classes_of(name, trained)
+    )
+    if config.name == "Demo":
+        prepare_demo(root)
+    config.check(["val"])
+    names = same_classes(model, config)
     reading = dataclasses.replace(
         data,
         batch_size=data.batch_size or BATCH_SIZE,
@@ -340,14 +374,16 @@ def evaluate_clips(options: EvaluateOptions, model: Model, contexts: list) -> di
         crop_size=facts.data_shape[-1],
         # A network without a manifest is tested as the data set has it.
         frame_interval=data.frame_interval or facts.frame_interval or config.val_frame_interval,
+        clip_seconds=data.clip_seconds
+        or (None if data.frame_interval else trained.get("clip_seconds")),
     )
-    if config.name == "Demo":
-        prepare_demo(root)
-    config.check(["val"])
+    distance = f"one in {reading.frame_interval}"
+    if reading.clip_seconds is not None:
+        distance = f"over {reading.clip_seconds:g} s"
     log_input(
         model,
-        f"{reading.clip_length} frames, one in {reading.frame_interval}, {reading.crop_size} x "
-        f"{reading.crop_size} pixels",
+        f"{reading.clip_length} frames, {distance}, {reading.crop_size} x {reading.crop_size} "
+        "pixels",
     )
     loader = get_test_loader(
         config.val_list,
@@ -360,11 +396,14 @@ def evaluate_clips(options: EvaluateOptions, model: Model, contexts: list) -> di
     )
     stem = os.path.splitext(os.path.basename(model.path))[0]
     prefix = options.output.output or os.path.join(".", "exps", "results", stem)
+    clips = loader.num_samples
     LOGGER.info(
-        "Testing    %d videos of %s, %d clip(s) x %d crop(s) each",
-        loader.num_samples,
+        "Testing    %d videos of %s, %d clips (%d of each), %d crops (%d of each clip)",
+        clips // data.num_clips,
         config.name,
+        clips,
         data.num_clips,
+        clips * data.num_crops,
         data.num_crops,
     )
     model = dataclasses.replace(
@@ -372,9 +411,6 @@ def evaluate_clips(options: EvaluateOptions, model: Model, contexts: list) -> di
     )
     predict = model.predictor(contexts, options.devices.backend)
     result, content = score(model, loader, data.max_samples, predict, prefix)
-    names = facts.class_names
-    if names is None and os.path.exists(config.mapping_table):
-        names = config.class_names()
     content.update(
         dataset=config.name,
         clip_length=reading.clip_length,

@@ -3,14 +3,18 @@
 import contextlib
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Callable, Optional
 
 import numpy as np
 
 from checkpoint.gluoncv_names import zoo_weights
+from checkpoint.manifest import read_manifest
+from checkpoint.params import CheckpointError
+from checkpoint.paths import Files, find, stem_of
 from checkpoint.released import locate
 from data.common.loader import BatchSource, write_bad_files
+from dataset import read_mapping_table
 from glore_common import UsageError, check_writable, command, write_text
 from glore_options import as_yaml
 from mxnet_compat import mx
@@ -92,12 +96,14 @@ class Run:
         lr_mult: Any = None,
         wd_mult: Any = None,
         rules: tuple = (),
+        class_names: Optional[Sequence[str]] = None,
     ) -> mx.gluon.Block:
         """Return the network as a Gluon block: fresh, or with the weights of ``--pretrained``.
 
         ``lr_mult`` and ``wd_mult`` are rule sets of :mod:`network.block`; ``--fine-tune`` has its
         own for the learning rate. ``rules`` (:mod:`network.initializer`) go before the default
-        ones for what starts afresh.
+        ones for what starts afresh. Classes of ``class_names`` that the weights know by the same
+        names keep their rows of the classifier.
         """
         network, devices = self.options.network, self.options.devices
         seed = self.options.run.random_seed
@@ -118,13 +124,16 @@ class Run:
         plain = symbol
         symbol = with_batch_norm(symbol, devices.batch_norm, self.contexts)
         if network.pretrained:
+            source = locate(network.pretrained)
+            known = source_classes(source, network.pretrained_classes)
             params = load_pretrained(
                 symbol,
-                locate(network.pretrained),
+                source,
                 {"data": (1, *input_conf.data_shape)},
                 allow_missing=(UNITS, CONTEXTS) if network.fresh_units else (),
                 seed=seed,
                 rules=(*rules, *DEFAULT_RULES),
+                classes=(known, class_names) if known and class_names else None,
             )
         block = build_block(
             symbol,
@@ -165,6 +174,15 @@ class Run:
             schedule.lr_base,
             schedule.lr_schedule,
         )
+        steps = run.end_epoch * -(-train_batches // run.epoch_div_factor)
+        warmup = schedule.warmup_steps or 0
+        if warmup > steps:
+            LOGGER.warning(
+                "the warm-up takes %d steps, the run %d: the learning rate never gets to %g",
+                warmup,
+                steps,
+                schedule.lr_base,
+            )
         stem = os.path.join(options.checkpoints.model_dir, options.checkpoints.task_name)
         LOGGER.info("Files      %s_*", stem)
 
@@ -287,6 +305,17 @@ def started(options: TrainJobOptions) -> Iterator[Run]:
     ):
         LOGGER.info("Command    %s", options.command_line)
         yield Run(options, group, contexts_of(options.devices), log_file)
+
+
+def source_classes(source: str, table: Optional[str] = None) -> Optional[list[str]]:
+    """Return the names of the classes of weights: of a mapping table, else of their manifest."""
+    if table is not None:
+        return read_mapping_table(table)
+    try:
+        files = Files(stem_of(source)) if os.path.isfile(source) else find(source)
+        return read_manifest(files.stem).model.get("class_names")
+    except CheckpointError:
+        return None
 
 
 def next_commands(summary: Summary) -> None:

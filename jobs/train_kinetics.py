@@ -1,4 +1,4 @@
-"""Train a video network on Kinetics, UCF101, HMDB51 or the demo videos.
+"""Train a video network on Kinetics, UCF101, HMDB51, the demo videos or videos of your own.
 
 The options are those of facebookresearch/GloRe's script of the same name, and more; the recipe is
 its single-node one. See docs/videos.md for what a run leaves behind and how to continue it.
@@ -11,12 +11,14 @@ from typing import Any, Optional
 
 from data.common.loader import BatchSource
 from data.common.transforms import default_resize
+from data.video.list import check_lists
 from data.video.loaders import get_train_loader, get_val_loader
 from dataset import get_config, prepare_demo
 from dataset.config import DatasetConfig
 from glore_options import flag_of, parse
 from network.block import KINETICS_LR_MULT, KINETICS_WD_MULT
 from network.builder import InputConf, get_spec, get_symbol
+from train.loss import ClassWeights
 
 from .model import ModelFacts
 from .options import KineticsOptions
@@ -31,7 +33,8 @@ def settle_with(options: KineticsOptions, config: DatasetConfig) -> None:
         clip_length=config.clip_length,
         train_frame_interval=config.train_frame_interval,
         val_frame_interval=config.val_frame_interval,
-        crop_size=config.crop_size,
+        # A small network has its own size whatever the videos are.
+        crop_size=min(config.crop_size, get_spec(options.network.network).data_shape[-1]),
         augmentation=config.augmentation,
         batch_size=config.batch_size,
         lr_base=config.lr_base,
@@ -42,7 +45,9 @@ def settle_with(options: KineticsOptions, config: DatasetConfig) -> None:
     if schedule.lr_step_epochs is None:
         options.settle(lr_steps=config.lr_steps)
     if schedule.warmup_epochs is None:
-        options.settle(warmup_steps=config.warmup_steps)
+        # A run that is shorter than the data set's warms up in less time, if nobody else says how.
+        share = min(1.0, options.run.end_epoch / config.end_epoch) if config.is_own else 1.0
+        options.settle(warmup_steps=int(share * config.warmup_steps))
     settle(options, config.name)
 
 
@@ -80,19 +85,25 @@ def log_data(
         config.num_classes,
         100 / config.num_classes,
     )
+    distance = f"one in {data.train_frame_interval} (validation: one in {data.val_frame_interval})"
+    if data.clip_seconds is not None:
+        distance = f"over {data.clip_seconds:g} s"
     LOGGER.info(
-        "Clips      %d frames, one in %d (validation: one in %d), %d x %d pixels",
+        "Clips      %d frames, %s, %d x %d pixels",
         data.clip_length,
-        data.train_frame_interval,
-        data.val_frame_interval,
+        distance,
         data.crop_size,
         data.crop_size,
     )
 
 
-def describe(options: KineticsOptions, config: DatasetConfig, input_conf: InputConf) -> ModelFacts:
-    """Return what checkpoints say of the network."""
-    names = config.class_names() if os.path.exists(config.mapping_table) else None
+def describe(
+    options: KineticsOptions,
+    config: DatasetConfig,
+    input_conf: InputConf,
+    names: Optional[list[str]],
+) -> ModelFacts:
+    """Return what checkpoints say of the network, whose classes have these names."""
     return ModelFacts(
         task="video",
         network=get_spec(options.network.network).name,
@@ -107,18 +118,30 @@ def describe(options: KineticsOptions, config: DatasetConfig, input_conf: InputC
     )
 
 
+def weights_of(options: KineticsOptions, train: BatchSource, num_classes: int) -> Any:
+    """Return the batch hook that ``--class-balance`` asks for, if any."""
+    if options.data.class_balance != "weights":
+        return None
+    return ClassWeights(train.dataset.labels(), num_classes)
+
+
 def main(argv: Optional[list[str]] = None) -> None:
     """Train as the command line says."""
     options = parse(KineticsOptions(), argv, (__doc__ or "").split("\n\n")[0])
     need_task(options.network.network, "video")
     data = options.data
-    config = get_config(data.dataset, data.data_root, split=data.split)
+    config = get_config(data.dataset, data.data_root, data.split, data.num_classes)
     settle_with(options, config)
     with started(options) as run:
         for field in dataclasses.fields(options.foreign):
             if getattr(options.foreign, field.name) is not None:
                 reason = field.metadata["help"].split(": ", 1)[1]
                 LOGGER.warning("%s has no effect: %s", flag_of(field.name), reason)
+        if config.name == "Demo":
+            prepare_demo(data.data_root)
+        # All that can be wrong with the data is found before work begins.
+        config.check()
+        names = config.class_names() if os.path.exists(config.mapping_table) else None
         symbol, input_conf = get_symbol(
             options.network.network,
             config.num_classes,
@@ -128,14 +151,15 @@ def main(argv: Optional[list[str]] = None) -> None:
         )
         mean, std = options.pixels.normalisation(input_conf.mean, input_conf.std)
         input_conf = dataclasses.replace(input_conf, mean=mean, std=std)
-        if config.name == "Demo":
-            prepare_demo(data.data_root)
-        config.check()
         train, val = get_loaders(options, config, input_conf, run)
+        lists = [loader.dataset.video_list for loader in (train, val)]  # type: ignore[attr-defined]
+        check_lists(lists[0], lists[1], config.num_classes, names)
         train.start()  # while the network is built
         options.run.settle_epoch_div_factor(config.epoch_div_factor, len(train))
-        block = run.block(symbol, input_conf, KINETICS_LR_MULT, KINETICS_WD_MULT)
+        block = run.block(symbol, input_conf, KINETICS_LR_MULT, KINETICS_WD_MULT, class_names=names)
         log_data(options, config, train, val)
-        done = run.train(block, (train, val), describe(options, config, input_conf))
+        facts = describe(options, config, input_conf, names)
+        hook = weights_of(options, train, config.num_classes)
+        done = run.train(block, (train, val), facts, hook)
         if done is not None and run.group.is_main:
             next_commands(done[0])

@@ -13,12 +13,12 @@ import numpy as np
 
 from data.common.samples import SAMPLE, UnreadableFile, generator
 from data.common.transforms import resize_clip
+from data.video.container import announced
 from data.video.readers import read_frames
 from data.video.windows import (
     Length,
     WindowDataset,
     WindowSampling,
-    announced,
     grouped,
     length_of,
     window_starts,

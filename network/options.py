@@ -66,6 +66,12 @@ class NetworkOptions(ArchitectureOptions):
         metavar="FILE|NAME",
         const="zoo",
     )
+    pretrained_classes: Optional[str] = option(
+        None,
+        "mapping table of --pretrained, rows 'label<TAB>name': classes of the same name keep their "
+        "part of the classifier (default: the classes that its manifest names)",
+        metavar="FILE",
+    )
     fresh_units: bool = option(
         False, "units and context blocks that --pretrained lacks start afresh"
     )

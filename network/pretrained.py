@@ -236,10 +236,12 @@ def load_pretrained(
     allow_extra: Sequence[str] = (),
     seed: int = 0,
     rules: Sequence = DEFAULT_RULES,
+    classes: Optional[tuple[Sequence[str], Sequence[str]]] = None,
 ) -> tuple[Arrays, Arrays]:
     """Load pretrained parameters for a network, whatever kind of file they are in.
 
-    A classifier with another number of classes starts afresh, which the log says. What
+    A classifier with other classes starts afresh, which the log says, but for the rows of classes
+    of the same name where ``classes`` tells these. What
     ``allow_missing`` lets be missing starts afresh too. All else must fit. 2D weights are inflated
     for a 3D network (:func:`network.initializer.inflate_2d`), whose units may then be new.
 
@@ -259,6 +261,9 @@ def load_pretrained(
         Regular expressions of names that may be missing, or be there in excess (left out).
     seed, rules
         Of fresh values, as in :func:`network.initializer.initial_value`.
+    classes
+        Names of the file's classes and of the network's. (A 2D file's classifier has none of the
+        latter.)
 
     Returns
     -------
@@ -294,18 +299,25 @@ def load_pretrained(
             listing(made.fresh),
         )
         return made.arg_params, made.aux_params
+    other = classes is not None and [*map(plain, classes[0])] != [*map(plain, classes[1])]
     replaced = [
         name
         for name, value in arg_params.items()
-        if name in args and other_classifier(name, value.shape, args[name], classifier)
+        if name in args
+        and (
+            other_classifier(name, value.shape, args[name], classifier)
+            or (other and name.startswith(f"{classifier}_"))
+        )
     ]
+    before = {name: arg_params[name] for name in replaced}
     if replaced:
         first = replaced[0]
         LOGGER.info(
-            "%s: the classifier has %d classes, the network %d: %s start afresh",
+            "%s: the classifier has %d classes, the network %d%s: %s start afresh",
             path,
             arg_params[first].shape[0],
             args[first][0],
+            " others" if len(arg_params[first]) == args[first][0] else "",
             " and ".join(replaced),
         )
     for name in replaced:
@@ -325,7 +337,39 @@ def load_pretrained(
             for name, shape in shapes.items()
         }
 
-    return complete(args, arg_params), complete(auxs, aux_params)
+    arg_params = complete(args, arg_params)
+    if classes is not None:
+        _keep_rows(arg_params, before, classes, path)
+    return arg_params, complete(auxs, aux_params)
+
+
+def plain(name: str) -> str:
+    """Return a class name as it is compared with others: case, spaces and underscores alike."""
+    return re.sub(r"[\s_]+", " ", name.strip()).casefold()
+
+
+def _keep_rows(
+    arg_params: Arrays, before: Arrays, classes: tuple[Sequence[str], Sequence[str]], path: str
+) -> None:
+    """Put the rows of classes that a file's classifier has by the same name into a fresh one."""
+    theirs = {plain(name): row for row, name in enumerate(classes[0])}
+    pairs = [
+        (row, theirs[plain(name)]) for row, name in enumerate(classes[1]) if plain(name) in theirs
+    ]
+    for name, value in before.items():
+        if len(value) != len(classes[0]):
+            raise CheckpointError(
+                f"{path}: {name} is for {len(value)} classes, {len(classes[0])} names are given"
+            )
+        for row, source in pairs:
+            arg_params[name][row] = value[source]
+    if before:
+        LOGGER.info(
+            "%s: %d of %d classes keep their part of the classifier, by their names",
+            path,
+            len(pairs),
+            len(classes[1]),
+        )
 
 
 def convert(

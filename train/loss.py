@@ -38,6 +38,32 @@ def cross_entropy(
     return loss
 
 
+class ClassWeights:
+    """Weigh each sample by how few its class has.
+
+    An instance is a ``batch_hook`` of ``train_and_evaluate``.
+
+    Parameters
+    ----------
+    labels
+        Of all training samples.
+    num_classes
+    """
+
+    def __init__(self, labels: np.ndarray, num_classes: int) -> None:
+        counts = np.bincount(labels, minlength=num_classes)
+        # The mean over all samples is 1, so that the learning rate means what it did.
+        self.weights = len(labels) / np.count_nonzero(counts) / np.maximum(counts, 1)
+
+    def __call__(
+        self, data: mx.nd.NDArray, label: mx.nd.NDArray, generator: np.random.RandomState
+    ) -> tuple[mx.nd.NDArray, mx.nd.NDArray]:
+        """Return the data and (n, classes) targets, of which each row sums up to its weight."""
+        del generator
+        weights = mx.nd.array(self.weights, ctx=label.context)
+        return data, mx.nd.one_hot(label, len(self.weights)) * weights.take(label).expand_dims(1)
+
+
 class Mixup:
     """Blend each sample and its target with those of another sample of the batch.
 

@@ -51,6 +51,9 @@ class LoaderConfig:
         the dataset has them.
     shuffle
         Draw a new order for each epoch.
+    balanced
+        With ``shuffle``, draw the samples of an epoch (as many as there are) so that all classes
+        come equally often, those of a class with few samples several times.
     seed
         Not negative.
     num_workers
@@ -84,6 +87,7 @@ class LoaderConfig:
 
     batch_size: int
     shuffle: bool = False
+    balanced: bool = False
     seed: int = 0
     num_workers: int = 0
     prefetch: int = 2
@@ -507,7 +511,12 @@ class Loader(BatchSource):
         """Return this rank's item indices of an epoch, in their order."""
         order = np.arange(len(self.dataset))
         config = self.config
-        if config.shuffle:
+        if config.shuffle and config.balanced:
+            labels = self.dataset.labels()
+            share = 1 / np.bincount(labels)[labels]
+            rng = generator(config.seed, ORDER, epoch)
+            order = rng.choice(order, len(order), p=share / share.sum())
+        elif config.shuffle:
             order = generator(config.seed, ORDER, epoch).permutation(order)
         return order[config.rank :: config.num_ranks][: self._samples]
 

@@ -93,6 +93,10 @@ class Dataset:
         """Return the row (0-based) that item ``index`` is a part of."""
         return index
 
+    def labels(self) -> np.ndarray:
+        """Return the class of every item, for sampling that depends on it."""
+        raise NotImplementedError
+
     def request(self, index: int) -> Any:
         """Return all that :meth:`load` needs to know about item ``index``; small and picklable."""
         raise NotImplementedError

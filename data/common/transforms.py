@@ -203,6 +203,32 @@ class ToArray:
         return np.divide(channels_first, np.float32(255), out=result, casting="unsafe")
 
 
+class ToInput:
+    """:class:`ToArray` and :class:`Normalize` in one pass over bytes: the same numbers, faster.
+
+    Parameters
+    ----------
+    mean, std
+        As for :class:`Normalize`.
+    """
+
+    def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
+        self.normalize = Normalize(mean, std)
+        # What each of the 256 values of a channel becomes: (3, 256)
+        levels = np.arange(256, dtype=np.uint8).reshape(1, 1, 256, 1).repeat(3, axis=-1)
+        self.tables = self.normalize(ToArray()(levels)).reshape(3, 256)
+
+    def __call__(self, clip: np.ndarray, rng: Any = None) -> np.ndarray:
+        """(…, T, H, W, 3) uint8 -> (…, 3, T, H, W) float32."""
+        frames = clip.reshape(-1, *clip.shape[-4:])
+        result = np.empty((len(frames), 3, *frames.shape[1:4]), np.float32)
+        for view, array in zip(frames, result):
+            for number, frame in enumerate(view):
+                for plane, table, target in zip(cv2.split(frame), self.tables, array[:, number]):
+                    cv2.LUT(plane, table, dst=target)
+        return result.reshape(*clip.shape[:-4], *result.shape[1:])
+
+
 class Normalize:
     """Subtract a mean and divide by a deviation per channel of (…, 3, T, H, W), in place.
 

@@ -1,7 +1,6 @@
 """Clips of the videos of a list, made in any process: nothing here needs MXNet."""
 
 import copy
-import os
 from collections.abc import Sequence
 from typing import Any, NamedTuple, Optional, Protocol
 
@@ -10,9 +9,9 @@ import numpy as np
 from glore_common import UsageError, module_command
 
 from ..common.samples import Dataset, Sample
-from .container import UNKNOWN
+from .container import VideoError, VideoFacts
 from .list import FrameCounts, VideoList, list_of_files
-from .readers import forbid_mxnet, how_to_read, read_frames
+from .readers import forbid_mxnet, known_facts, read_frames
 
 
 class Sampler(Protocol):
@@ -23,6 +22,9 @@ class Sampler(Protocol):
     def pick(self, range_max: int, rng: Any, copy_id: int) -> list[int]:
         """Return the indices of the frames of clip ``copy_id`` of a video."""
 
+    def at_interval(self, interval: int) -> "Sampler":
+        """Return the same with another distance of the frames."""
+
 
 class Transform(Protocol):
     """What is done to a clip; see :mod:`data.common.transforms`."""
@@ -32,18 +34,12 @@ class Transform(Protocol):
 
 
 class ClipRequest(NamedTuple):
-    """What is needed to make one clip: its place among the video's clips, and the video.
-
-    ``frames`` were counted when the file had ``size`` bytes, and are found as ``how`` says; 0 if
-    that is not known.
-    """
+    """What is needed to make one clip: its place among the video's clips, and the video."""
 
     path: str
     label: int
     clip: int
-    frames: int
-    size: int
-    how: int
+    facts: Optional[VideoFacts]
 
 
 class VideoDataset(Dataset):
@@ -65,7 +61,10 @@ class VideoDataset(Dataset):
     frame_counts
         Counts to go by, and where new ones are noted.
     decoder
-        See :func:`data.video.readers.how_to_read`.
+        One of :data:`data.video.container.DECODERS`.
+    clip_seconds
+        What a clip spans: the sampler's interval then follows the frame rate, which is the
+        list's or each video's own.
     """
 
     kind = "video"
@@ -80,6 +79,7 @@ class VideoDataset(Dataset):
         num_clips: int = 1,
         frame_counts: Optional[FrameCounts] = None,
         decoder: str = "auto",
+        clip_seconds: Optional[float] = None,
     ) -> None:
         self.video_list = video_list
         self.sampler = sampler
@@ -89,6 +89,8 @@ class VideoDataset(Dataset):
         self.num_clips = num_clips
         self.frame_counts = frame_counts
         self.decoder = decoder
+        self.clip_seconds = clip_seconds
+        self.rate = video_list.rate
 
     def __getstate__(self) -> dict[str, Any]:
         # Requests tell a worker which video to read: the list of all stays here.
@@ -98,6 +100,7 @@ class VideoDataset(Dataset):
         """Return the same clips of the videos of another list, counts of which are cached."""
         other = copy.copy(self)
         other.video_list, other.frame_counts = video_list, FrameCounts(video_list)
+        other.rate = video_list.rate
         return other
 
     def with_files(self, paths: Sequence[str]) -> "VideoDataset":
@@ -133,11 +136,15 @@ class VideoDataset(Dataset):
         """Return the path of the file that item ``index`` is read from."""
         return self.video_list.full_path(self.row_of(index))
 
+    def labels(self) -> np.ndarray:
+        """Return the class of every clip."""
+        return np.repeat([row.label for row in self.video_list.rows], self.num_clips)
+
     def request(self, index: int) -> ClipRequest:
         """Return what :meth:`load` is to make item ``index`` of."""
         row, clip = divmod(index, self.num_clips)
-        counted = (0, 0, 0) if self.frame_counts is None else self.frame_counts.noted(row)
-        return ClipRequest(self.name(index), self.video_list.rows[row].label, clip, *counted)
+        facts = None if self.frame_counts is None else self.frame_counts.noted(row)
+        return ClipRequest(self.name(index), self.video_list.rows[row].label, clip, facts)
 
     def prepare(self) -> None:
         """Renounce MXNet, which a worker has no use for and decord would want loaded first."""
@@ -149,7 +156,7 @@ class VideoDataset(Dataset):
         Returns
         -------
         Sample
-            ``facts`` is (frames, file size in bytes, how they are found), for :meth:`note`.
+            ``facts`` is (:class:`~data.video.container.VideoFacts`,), for :meth:`note`.
 
         Raises
         ------
@@ -157,16 +164,19 @@ class VideoDataset(Dataset):
             The file cannot be read.
         """
         path = request.path
-        size = os.stat(path).st_size if os.path.exists(path) else 0
-        known = request.size == size
-        counted = request.frames if known else 0
-        how = request.how if known and self.decoder == "auto" else UNKNOWN
+
+        facts, sampler = request.facts, self.sampler
+        if self.clip_seconds is not None:
+            facts = known_facts(path, facts)
+            rate = self.rate or facts.rate
+            if not rate:
+                raise VideoError(path, "its frame rate is not known, which --clip-seconds needs")
+            sampler = sampler.at_interval(max(1, round(self.clip_seconds * rate / sampler.num)))
 
         def pick(total):
-            return self.sampler.pick(min(total, counted) or total, rng, request.clip)
+            return sampler.pick(total, rng, request.clip)
 
-        how = how or how_to_read(path, self.decoder)
-        frames, total = read_frames(path, pick, how=how, counted=counted)
+        frames, facts = read_frames(path, pick, facts=facts, decoder=self.decoder)
         array = self.transform(frames, rng)
         array = array.reshape((-1, *array.shape[-4:]))
         expected = (self.views, *self.clip_shape)
@@ -175,7 +185,7 @@ class VideoDataset(Dataset):
                 f"the transform gives {array.dtype} {array.shape}, expected float32 {expected} "
                 f"for {path}."
             )
-        return Sample(array, request.label, (total, size, how))
+        return Sample(array, request.label, (facts,))
 
     def note(self, index: int, facts: tuple) -> None:
         """Take up what loading item ``index`` found out (called in the loader's process)."""

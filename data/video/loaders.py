@@ -14,19 +14,18 @@ from ..common.options import settled
 from ..common.transforms import (
     CenterCrop,
     Compose,
-    Normalize,
     RandomCrop,
     RandomHLS,
     RandomHorizontalFlip,
     Resize,
-    ToArray,
+    ToInput,
     default_resize,
 )
 from .dataset import Sampler, Transform, VideoDataset
-from .list import FrameCounts, list_of_files, read_video_list
-from .options import AUGMENTATIONS, ClipOptions, ClipTestOptions
+from .list import FrameCounts, list_of_files, read_video_list, without_absent
+from .options import AUGMENTATIONS, ClipOptions, ClipTestOptions, VideoReadingOptions
 from .sampler import EvenlySampling, RandomSampling
-from .transforms import MixedCrop, PixelJitter, RandomScale, ThreeCrop
+from .transforms import MixedCrop, RandomScale, ThreeCrop, ToNoisyInput
 
 ASPECT_RATIO, SHORT_SIDE = (0.8, 1.25), (224, 340)
 PLAIN_SHORT_SIDE = (256, 256)
@@ -63,8 +62,8 @@ def train_transform(
     if flip:
         steps.append(RandomHorizontalFlip())
     if full:
-        steps += [RandomHLS(HLS), PixelJitter(JITTER)]
-    return Compose([*steps, ToArray(), Normalize(mean, std)])
+        return Compose([*steps, RandomHLS(HLS), ToNoisyInput(JITTER, mean, std)])
+    return Compose([*steps, ToInput(mean, std)])
 
 
 def val_transform(
@@ -72,7 +71,7 @@ def val_transform(
 ) -> Compose:
     """Return the validation transform: short side 256 (for a crop of 224), centre or other crop."""
     steps = [Resize(default_resize(crop_size)), crop or CenterCrop(crop_size)]
-    return Compose([*steps, ToArray(), Normalize(mean, std)])
+    return Compose([*steps, ToInput(mean, std)])
 
 
 def get_train_loader(
@@ -113,10 +112,16 @@ def get_train_loader(
         RandomSampling(settled(options, "clip_length"), settled(options, "train_frame_interval")),
         train_transform(crop_size, mean, std, flip, settled(options, "augmentation")),
         crop_size,
-        decoder=options.decoder,
+        options,
     )
     config = LoaderConfig.of(
-        options, shuffle=True, seed=seed, last_batch="discard", rank=rank, num_ranks=num_ranks
+        options,
+        shuffle=True,
+        balanced=options.class_balance == "sampling",
+        seed=seed,
+        last_batch="discard",
+        rank=rank,
+        num_ranks=num_ranks,
     )
     return Loader(dataset, config)
 
@@ -143,7 +148,7 @@ def get_val_loader(
         EvenlySampling(settled(options, "clip_length"), settled(options, "val_frame_interval")),
         val_transform(crop_size, mean, std),
         crop_size,
-        decoder=options.decoder,
+        options,
     )
     return Loader(dataset, LoaderConfig.of(options, on_bad="skip", rank=rank, num_ranks=num_ranks))
 
@@ -173,7 +178,7 @@ def get_test_loader(
         As for :func:`get_train_loader`; random are the places of mixed crops.
     """
     dataset = get_test_dataset(options, mean=mean, std=std).with_list(
-        read_video_list(list_path, root, num_classes)
+        without_absent(read_video_list(list_path, root, num_classes), options.max_missing)
     )
     return Loader(dataset, LoaderConfig.of(options, seed=seed, with_index=True, on_bad="skip"))
 
@@ -209,6 +214,7 @@ def get_test_dataset(
         views,
         clips,
         decoder=options.decoder,
+        clip_seconds=options.clip_seconds,
     )
 
 
@@ -217,10 +223,16 @@ def _dataset(
     sampler: Sampler,
     transform: Transform,
     crop_size: int,
-    decoder: str,
+    options: VideoReadingOptions,
 ) -> VideoDataset:
     """Return the clips of the list ``where`` (path, root, number of classes), counts cached."""
-    videos = read_video_list(*where)
-    shape = (3, sampler.num, crop_size, crop_size)
-    counts = FrameCounts(videos)
-    return VideoDataset(videos, sampler, transform, shape, frame_counts=counts, decoder=decoder)
+    videos = without_absent(read_video_list(*where), options.max_missing)
+    return VideoDataset(
+        videos,
+        sampler,
+        transform,
+        (3, sampler.num, crop_size, crop_size),
+        frame_counts=FrameCounts(videos),
+        decoder=options.decoder,
+        clip_seconds=options.clip_seconds,
+    )

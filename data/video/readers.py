@@ -1,6 +1,6 @@
-"""Frames of a video file, by decord where it is exact, else by PyAV.
+"""Frames of a video file, by decord where it gives the right ones, else by PyAV.
 
-Which it is says :mod:`data.video.container`. This is the only module that imports decord.
+The only module of this project that imports decord; :mod:`.container` has PyAV, and decides.
 
 decord 0.6.0 must be loaded after MXNet: the other order ends the process with a segmentation fault
 at ``import mxnet``. Hence decord is imported at the first use, by :func:`_decord`, which loads
@@ -8,31 +8,24 @@ MXNet first; a worker process, which has no use for MXNet, calls :func:`forbid_m
 which ``import mxnet`` raises ImportError. Either way the deadly order cannot happen.
 """
 
-import bisect
 import functools
 import os
 import re
 import stat
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, Callable, Optional
 
 import numpy as np
 
-from glore_common import GloReError
+from glore_common import GloReError, UsageError
 
-from .container import (
-    DECORD,
-    SEEK,
-    UNKNOWN,
-    VideoError,
-    examine,
-    index_of,
-    matrix_of,
-    opened,
-    turn,
-)
+from . import container
+from .container import DECODERS, DECORD, MOV, QUICKER_BY_PYAV, VideoError, VideoFacts
+
+# Mean difference of pixels that is no difference of frames.
+MOST_APART = 3.0
 
 
 def forbid_mxnet() -> None:
@@ -56,7 +49,7 @@ def _decord():
     return decord
 
 
-def check_file(path: str) -> int:
+def _check_file(path):
     """Raise VideoError for what the operating system can tell; return the size in bytes."""
     try:
         status = os.stat(path)
@@ -80,37 +73,78 @@ def _first_line(error):
     return re.sub(r"\[[\d:]+\] \S+\.(cc|h):\d+: ", "", line)
 
 
-def how_to_read(path: str, decoder: str = "auto") -> int:
-    """Return how the frames of a file are found: one of the ways of :mod:`data.video.container`.
+def by_decord(facts: VideoFacts) -> bool:
+    """Return whether decord reads a file: where its frames are right, and it is not slower."""
+    return facts.route == DECORD and facts.codec not in QUICKER_BY_PYAV
 
-    Parameters
-    ----------
-    path
-        The file.
-    decoder
-        'auto': by decord where that is exact; 'decord' or 'pyav': by that one.
+
+class _DecordError(VideoError):
+    """decord cannot open a file."""
+
+
+def _open_decord(path: str) -> Any:
+    decord = _decord()
+    try:
+        return decord.VideoReader(path, num_threads=1)
+    except (decord.DECORDError, RuntimeError) as error:
+        raise _DecordError(path, _first_line(error)) from None
+
+
+def _get_batch(reader: Any, path: str, indices: Sequence[int]) -> np.ndarray:
+    """Return frames (rising indices) of decord's reader."""
+    decord = _decord()
+    try:
+        # A plain list: a scalar crashes decord.
+        return reader.get_batch(list(indices)).asnumpy()
+    except (decord.DECORDError, RuntimeError, IndexError) as error:
+        raise VideoError(path, _first_line(error)) from None
+
+
+def _turned_by_decord(facts: VideoFacts) -> int:
+    """Return the quarter turns that decord has made: those of the angle, in MP4 and MOV."""
+    turn = facts.turn
+    if facts.container != MOV:
+        return 0
+    # A picture that is mirrored left to right counts as upside down, and the other way round.
+    return 2 - turn.quarters if turn.mirrored and turn.quarters % 2 == 0 else turn.quarters
+
+
+def _read_by_decord(path: str, facts: VideoFacts, wanted: np.ndarray, reader: Any) -> np.ndarray:
+    if wanted[-1] >= len(reader):
+        raise VideoError(path, f"frame {wanted[-1]} was asked for, it has {len(reader)}")
+    return facts.turn.apply(_get_batch(reader, path, wanted.tolist()), _turned_by_decord(facts))
+
+
+def known_facts(path: str, facts: Optional[VideoFacts] = None) -> VideoFacts:
+    """Return what is known of a file: ``facts`` if they are of the file as it is.
 
     Raises
     ------
     VideoError
-        If the file cannot be read.
+        It cannot be read.
     """
     path = os.path.abspath(path)
-    check_file(path)
-    if decoder == "decord":
-        return DECORD
-    how = examine(path).how
-    return SEEK if decoder == "pyav" and how == DECORD else how
+    size = _check_file(path)
+    if facts is not None and facts.size == size:
+        return facts
+    return _looked(path, size, os.stat(path).st_mtime_ns)
+
+
+@functools.lru_cache(maxsize=256)
+def _looked(path: str, size: int, modified: int) -> VideoFacts:
+    """Look at a file once while it stays as it is: several clips of it may be wanted."""
+    del modified
+    return container.look(path, size)
 
 
 def read_frames(
     path: str,
     pick: Callable[[int], Sequence[int]],
     retries: int = 1,
-    how: int = UNKNOWN,
-    counted: int = 0,
-) -> tuple[np.ndarray, int]:
-    """Read chosen frames of a video: those that FFmpeg gives when it decodes it from its start.
+    facts: Optional[VideoFacts] = None,
+    decoder: str = "auto",
+) -> tuple[np.ndarray, VideoFacts]:
+    """Read chosen frames of a video.
 
     Parameters
     ----------
@@ -121,149 +155,123 @@ def read_frames(
         wanted from a video of ``total`` frames. Called once.
     retries
         How often to open the file anew after a failure.
-    how
-        From :func:`how_to_read`, which is asked where it is not given.
-    counted
-        Frames that were counted before: a file that is read from its start is otherwise decoded
-        twice, once to count.
+    facts
+        What is known of the file; not used if its size has changed.
+    decoder
+        One of :data:`data.video.container.DECODERS`.
 
     Returns
     -------
     frames
-        (len(indices), height, width, 3) uint8, RGB, turned and mirrored as the file says.
-    total
-        Number of frames.
+        (len(indices), height, width, 3) uint8, RGB, contiguous.
+    facts
+        What is known of the file now.
 
     Raises
     ------
     VideoError
         The file is missing, empty, damaged, or has no video or no frames.
     """
+    if decoder not in DECODERS:
+        raise UsageError(f"decoder must be one of {', '.join(DECODERS)}; got {decoder!r}.")
     path = os.path.abspath(path)
-    check_file(path)
+    size = _check_file(path)
+    if facts is not None and facts.size != size:
+        facts = None
     indices: Optional[np.ndarray] = None
-    total = 0
-
-    def choose(number: int) -> tuple[np.ndarray, np.ndarray]:
-        """Return the wanted indices in order, each once, and where each of them goes."""
-        nonlocal indices, total
-        if indices is None:
-            total = number
-            if total < 1:
-                raise VideoError(path, "it has no frames")
-            indices = np.asarray(pick(total), np.int64)
-        wanted, places = np.unique(indices, return_inverse=True)
-        if wanted[-1] >= number or wanted[0] < 0:
-            raise VideoError(path, f"frame {wanted[-1]} was asked for, it has {number}")
-        return wanted, places.reshape(-1)
-
-    attempt = 0
     while True:
         try:
-            way = how or how_to_read(path)
-            if way == DECORD:
-                frames = _by_decord(path, choose)
+            facts = facts or known_facts(path)
+            reader = None
+            if decoder == "decord" or (decoder == "auto" and by_decord(facts)):
+                try:
+                    reader = _open_decord(path)
+                except _DecordError as error:
+                    if decoder == "decord" or retries:
+                        raise
+                    facts = _without_decord(path, size, error)
+                else:
+                    if decoder == "auto" and len(reader) != facts.announced:
+                        facts, reader = container.look(path, size, by_decord=False), None
+            if indices is None:
+                total = facts.frames if reader is None else min(facts.frames, len(reader))
+                indices = np.asarray(pick(total), np.int64)
+            wanted, places = np.unique(indices, return_inverse=True)
+            if wanted[0] < 0 or wanted[-1] >= facts.frames:
+                raise VideoError(path, f"frame {wanted[-1]} was asked for, it has {facts.frames}")
+            if reader is None:
+                try:
+                    frames = container.read(path, facts, wanted.tolist())
+                except VideoError:
+                    # What was thought to be plain is damaged: read it as FFmpeg does.
+                    if facts.route != DECORD or retries:
+                        raise
+                    facts = container.look(path, size, by_decord=False)
+                    frames = container.read(path, facts, wanted.tolist())
             else:
-                frames = _by_pyav(path, choose, way, counted)
-            return frames, total
+                frames = _read_by_decord(path, facts, wanted, reader)
+            if len(wanted) != len(indices) or (wanted != indices).any():
+                frames = frames[places]
+            return np.ascontiguousarray(frames), facts
         except VideoError:
-            if attempt == retries:
+            if not retries:
                 raise
-        attempt += 1
+        retries -= 1
         # A file on a network may come back; a damaged one costs this pause once.
         time.sleep(0.05)
 
 
-_Choose = Callable[[int], tuple[np.ndarray, np.ndarray]]
+def _without_decord(path: str, size: int, error: VideoError) -> VideoFacts:
+    """Return how PyAV reads what decord does not open; a damaged file is left at decord's word."""
+    facts = container.look(path, size, by_decord=False)
+    if facts.problem:
+        raise error
+    return facts
 
 
-def _by_decord(path: str, choose: _Choose) -> np.ndarray:
-    decord = _decord()
-    try:
-        reader = decord.VideoReader(path, num_threads=1)
-        wanted, places = choose(len(reader))
-        # A plain list: a scalar crashes decord.
-        return reader.get_batch(wanted.tolist()).asnumpy()[places]
-    except (decord.DECORDError, RuntimeError, IndexError) as error:
-        raise VideoError(path, _first_line(error)) from None
+def count_decodable_frames(path: str) -> tuple[VideoFacts, str]:
+    """Decode a whole video and return how many frames it really has.
 
-
-class _NotFound(Exception):
-    """The time stamps of a file's pictures are not those of its frames."""
-
-
-def _by_pyav(path: str, choose: _Choose, how: int, counted: int) -> np.ndarray:
-    index = None
-    if how == SEEK:
-        with opened(path) as (container, stream):
-            index = index_of(container, stream)
-    if index is not None and index.keys and index.keys[0] == index.shown[0]:
-        wanted, places = choose(len(index.shown))
-        try:
-            frames = _from_keys(path, [index.shown[place] for place in wanted], index.keys)
-            return np.stack(frames)[places]
-        except _NotFound:
-            counted = 0
-    wanted, places = choose(counted or count_frames(path)[0])
-    frames = []
-    for number, frame in enumerate(decoded(path)):
-        if number == wanted[len(frames)]:
-            frames.append(image_of(frame))
-            if len(frames) == len(wanted):
-                return np.stack(frames)[places]
-    raise VideoError(path, f"frame {wanted[len(frames)]} was asked for, it has {number + 1}")
-
-
-def _from_keys(path: str, stamps: list[int], keys: list[int]) -> list[np.ndarray]:
-    """Return the frames with these rising time stamps, decoding from the key frames before them."""
-    frames: list[np.ndarray] = []
-    with opened(path) as (container, stream):
-        position = None
-        for stamp in stamps:
-            key = keys[bisect.bisect_right(keys, stamp) - 1]
-            if position is None or key > position:
-                container.seek(key, stream=stream, backward=True)
-                found = iter(container.decode(stream))
-                position = key - 1
-            while position < stamp:
-                frame = next(found, None)
-                if frame is None or frame.pts is None or frame.pts > stamp:
-                    raise _NotFound
-                # What precedes the key frame belongs to where the container really went.
-                position = max(position, frame.pts) if frame.pts >= key else position
-            if position != stamp:
-                raise _NotFound
-            frames.append(image_of(frame))
-    return frames
-
-
-def decoded(path: str, strict: bool = False) -> Iterator[Any]:
-    """Yield the frames of a file from its start, up to where it is damaged."""
-    with opened(path, strict) as (container, stream):
-        yield from container.decode(stream)
-
-
-def image_of(frame: Any) -> np.ndarray:
-    """Return a frame of PyAV as it is to be shown: (height, width, 3) uint8, RGB."""
-    return np.ascontiguousarray(turn(frame.to_ndarray(format="rgb24"), matrix_of(frame)))
-
-
-def count_frames(path: str, strict: bool = False) -> tuple[int, str]:
-    """Return how many frames can be decoded, and why no more, if the file is damaged.
-
-    With ``strict`` damage that a decoder would cover up ends the count as well.
+    Returns
+    -------
+    facts
+        ``frames`` are those before any damage, unless FFmpeg reads on behind it.
+    reason
+        What is damaged, or an empty string.
 
     Raises
     ------
     VideoError
-        If not one can.
+        The file cannot be opened or not even its first frame decoded.
     """
-    number, reason = 0, ""
-    try:
-        for number, _ in enumerate(decoded(path, strict), 1):  # noqa: B007  (what it is at the end counts)
-            pass
-    except VideoError as error:
-        if not number:
-            raise
-        reason = error.reason
-    return number, reason
+    path = os.path.abspath(path)
+    facts = container.look(path, _check_file(path))
+    if facts.route == DECORD:
+        # What decord does not open as it should, PyAV reads.
+        _, facts = read_frames(path, lambda total: [0], facts=facts)
+    whole, reason = container.count_undamaged(path)
+    if not reason and whole == facts.frames:
+        return facts, ""
+    reason = f"only {whole} of {facts.announced} frames can be decoded: {reason or facts.problem}"
+    return (facts._replace(frames=whole) if facts.route == DECORD else facts), reason
+
+
+def difference(path: str, facts: VideoFacts, indices: Sequence[int], decoder: str = "auto") -> str:
+    """Compare frames as they are read with those of the whole file, decoded from its start.
+
+    Returns
+    -------
+    str
+        What differs, or an empty string.
+    """
+    path, indices = os.path.abspath(path), sorted(set(indices))
+    read, _ = read_frames(path, lambda total: indices, facts=facts, decoder=decoder)
+    exact = container.read(path, facts._replace(route=container.FROM_START), indices)
+    for index, one, other in zip(indices, read, exact):
+        if one.shape != other.shape:
+            return f"frame {index} has {one.shape[1]} x {one.shape[0]} pixels"
+        # The readers' conversions to RGB may round differently.
+        apart = float(np.abs(one.astype(np.int16) - other).mean())
+        if apart > MOST_APART:
+            return f"frame {index} is {apart:.1f} of 255 away from what FFmpeg gives"
+    return ""

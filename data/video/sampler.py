@@ -45,7 +45,7 @@ class RandomSampling:
             raise UsageError(f"speed must be a rising pair of positive factors, got {speed}.")
         self.num = num
         self.interval = interval
-        self.speed = tuple(speed)
+        self.speed = (speed[0], speed[1])
 
     def sample(self, range_max: int, rng: Any) -> list[int]:
         """Return the frame indices of one clip.
@@ -70,6 +70,10 @@ class RandomSampling:
         spare = (range_max - 1) - (self.num - 1) * step
         start = rng.uniform(0, spare)
         return [int(start + position * step) for position in range(self.num)]
+
+    def at_interval(self, interval: int) -> "RandomSampling":
+        """Return the same with another interval."""
+        return RandomSampling(self.num, interval, self.speed)
 
     def pick(self, range_max: int, rng: Any, copy_id: int) -> list[int]:
         """Return :meth:`sample`; the number of the copy plays no part."""
@@ -119,6 +123,10 @@ class EvenlySampling:
         else:
             start = copy_id * (range_max - length) // (self.num_times - 1)
         return np.arange(start, start + length, self.interval).tolist()
+
+    def at_interval(self, interval: int) -> "EvenlySampling":
+        """Return the same with another interval."""
+        return EvenlySampling(self.num, interval, self.num_times)
 
     def pick(self, range_max: int, rng: Any, copy_id: int) -> list[int]:
         """Return :meth:`sample`; the generator is not used."""

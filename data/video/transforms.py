@@ -3,11 +3,13 @@
 from collections.abc import Sequence
 from typing import Any
 
+import cv2
 import numpy as np
 
 from glore_common import UsageError
 
 from ..common.transforms import (
+    Normalize,
     Size,
     centre_of,
     check_fits,
@@ -119,8 +121,43 @@ class PixelJitter:
         self.limits = tuple(limits)
         self.per_frame = per_frame
 
-    def __call__(self, clip: np.ndarray, rng: Any) -> np.ndarray:
-        """Return the noisy clip, float32."""
+    def draw(self, clip: np.ndarray, rng: Any) -> np.ndarray:
+        """Return noise for a clip: (H, W, 3), or (T, H, W, 3), float32."""
         low, high = rng.uniform(self.limits[0], 0), rng.uniform(0, self.limits[1])
         shape = clip.shape if self.per_frame else clip.shape[1:]
-        return clip + rng.uniform(low, high, shape).astype(np.float32)
+        return rng.uniform(low, high, shape).astype(np.float32)
+
+    def __call__(self, clip: np.ndarray, rng: Any) -> np.ndarray:
+        """Return the noisy clip, float32."""
+        return clip + self.draw(clip, rng)
+
+
+class ToNoisyInput:
+    """:class:`PixelJitter` (one noise for all frames), then the network's input, in one pass.
+
+    Parameters
+    ----------
+    limits
+        As for :class:`PixelJitter`.
+    mean, std
+        As for :class:`data.common.transforms.Normalize`.
+    """
+
+    def __init__(
+        self, limits: Sequence[float], mean: Sequence[float], std: Sequence[float]
+    ) -> None:
+        self.jitter = PixelJitter(limits)
+        normalize = Normalize(mean, std)
+        # (pixel / 255 - mean) / std = pixel * gain + offset
+        self.gain = (1 / (255 * normalize.std)).reshape(3)
+        self.offset = (-normalize.mean / normalize.std).reshape(3)
+
+    def __call__(self, clip: np.ndarray, rng: Any) -> np.ndarray:
+        """(T, H, W, 3) uint8 -> (3, T, H, W) float32."""
+        noise = cv2.split(self.jitter.draw(clip, rng) * self.gain + self.offset)
+        result = np.empty((3, *clip.shape[:3]), np.float32)
+        for number, frame in enumerate(clip):
+            for channel, plane in enumerate(cv2.split(frame)):
+                gain, target = float(self.gain[channel]), result[channel, number]
+                cv2.scaleAdd(plane.astype(np.float32), gain, noise[channel], dst=target)
+        return result

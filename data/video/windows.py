@@ -1,6 +1,5 @@
 """Windows of long videos: clips that begin at given frames, made in any process without MXNet."""
 
-import os
 from collections.abc import Sequence
 from typing import Any, NamedTuple, Optional
 
@@ -8,7 +7,7 @@ import numpy as np
 
 from ..common.samples import Dataset, Sample
 from .dataset import VideoDataset
-from .readers import VideoError, read_frames
+from .readers import known_facts
 
 # Frames per second of a file that does not say.
 USUAL_RATE = 25.0
@@ -32,6 +31,10 @@ class WindowSampling:
         self.num = num
         self.interval = interval
 
+    def at_interval(self, interval: int) -> "WindowSampling":
+        """Return the same with another interval."""
+        return WindowSampling(self.num, interval)
+
     def pick(self, range_max: int, rng: Any, copy_id: Any) -> list[int]:
         """Return the indices of the frames of the clips that begin at the frames ``copy_id``."""
         del rng
@@ -39,40 +42,6 @@ class WindowSampling:
             return [place % range_max for place in range(self.num)] * len(copy_id)
         wanted = range(0, self.num * self.interval, self.interval)
         return [min(start + frame, range_max - 1) for start in copy_id for frame in wanted]
-
-
-class Announced(NamedTuple):
-    """What a file says of itself: frames per second, seconds (0: nothing), and the frames' size."""
-
-    rate: float
-    seconds: float
-    width: int
-    height: int
-
-
-def announced(path: str) -> Announced:
-    """Return what a file says of itself; nothing of it is decoded.
-
-    Raises
-    ------
-    VideoError
-        If it holds no video.
-    """
-    import av
-
-    try:
-        with av.open(os.path.abspath(path), metadata_errors="ignore") as container:
-            stream = container.streams.video[0]
-            rate = float(stream.average_rate or 0)
-            seconds = container.duration / av.time_base if container.duration else 0.0
-            return Announced(
-                rate if 0 < rate <= 1000 else USUAL_RATE, seconds, stream.width, stream.height
-            )
-    except IndexError:
-        raise VideoError(path, "it has no video") from None
-    except (av.FFmpegError, UnicodeError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        raise VideoError(path, f"FFmpeg cannot open it: {reason}") from None
 
 
 def length_of(path: str) -> Length:
@@ -83,15 +52,8 @@ def length_of(path: str) -> Length:
     VideoError
         If it cannot be read.
     """
-    found = 0
-
-    def pick(total: int) -> list[int]:
-        nonlocal found
-        found = total
-        return [0]
-
-    read_frames(path, pick)
-    return Length(found, announced(path).rate)
+    facts = known_facts(path)
+    return Length(facts.frames, facts.rate or USUAL_RATE)
 
 
 def window_starts(

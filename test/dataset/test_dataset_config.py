@@ -7,6 +7,7 @@ import sys
 import pytest
 
 import dataset
+from dataset.config import recipe_for
 from glore_common import GloReError, UsageError
 
 
@@ -150,3 +151,26 @@ def test_installed_package_keeps_out_of_site_packages(root, tmp_path):
     )
     assert result.stdout.strip() == str(work / "dataset" / "UCF101")
     assert "python -m glore.dataset.prepare_videos --dataset UCF101 \\" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("videos", "batch", "factor", "epochs", "warmup"),
+    [
+        (1, 1, 1, 30, 1),
+        (30, 2, 1, 30, 22),
+        (1_000, 32, 1, 30, 46),
+        (20_000, 64, 1, 30, 468),
+        (240_000, 64, 4, 400, 1500),
+    ],
+)
+def test_the_recipe_follows_the_size(videos, batch, factor, epochs, warmup):
+    recipe = recipe_for(videos)
+    assert recipe["batch_size"] == batch
+    assert recipe["lr_base"] == pytest.approx(0.05 * batch / 64)
+    assert (recipe["epoch_div_factor"], recipe["end_epoch"]) == (factor, epochs)
+    assert recipe["warmup_steps"] == warmup
+
+
+def test_a_mapping_table_with_a_mark_of_byte_order(root):
+    path = os.path.join(root, "test", "inputs", "videos", "mapping_table_bom.txt")
+    assert dataset.read_mapping_table(path) == ["abseiling", "air drumming"]

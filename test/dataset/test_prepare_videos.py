@@ -1,6 +1,7 @@
 """dataset/prepare_videos.py on real videos: what is encoded, listed, skipped, reported, stopped."""
 
 import filecmp
+import glob
 import os
 import random
 import re
@@ -11,9 +12,12 @@ import sys
 import time
 
 import cv2
+import numbered
 import numpy as np
 import pytest
+from numbered import INPUTS
 
+from data.video.list import read_video_list
 from dataset import get_config, prepare_videos, read_mapping_table, video_plans
 from glore_common import GloReError, Locked, UsageError, file_lock, run_main
 
@@ -595,3 +599,109 @@ def test_exit_codes(tmp_path, capsys):
     assert run_main(prepare_videos.main, wrong) == 2
     errors = capsys.readouterr().err
     assert "unknown data set 'Kinetcs'; known (nearest first): Kinetics" in errors
+
+
+# --- kinds of files -------------------------------------------------------------------------------
+
+
+def test_every_kind_of_file_is_prepared_or_named(tmp_path, caplog):
+    sources = tmp_path / "in"
+    for name in ("cover_first.mp4", "two_streams.mp4", "h264.ts", "theora.ogv", "packed.avi"):
+        put(os.path.join(INPUTS, name), sources, "one", name)
+    put(os.path.join(INPUTS, "h264.ts"), sources, "two", "00001.MTS")
+    put(numbered.make(tmp_path / "moving.gif", 20), sources, "two", "moving.gif")
+    (sources / "two" / "notes.txt").write_text("no video")
+    (sources / "three").mkdir()
+    assert prepare(tmp_path, "--dataset", "mine", "--videos", sources) == 0
+    assert "1 files are no videos by their names; left out (1 .txt)" in caplog.text
+    assert "no videos of 1 classes: three" in caplog.text
+    config = get_config("mine", tmp_path)
+    assert (config.num_classes, config.class_names()) == (2, ["one", "two"])
+    for part in (config.train_root, config.val_root):
+        for folder, _, names in os.walk(part):
+            for name in names:
+                frames = read_video(os.path.join(folder, name))[..., ::-1]
+                # The film, neither its cover nor its preview, from its first to its last frame
+                assert frames.shape[1:] == (96, 176, 3)
+                numbers = [numbered.number_of(frame) for frame in frames]
+                assert numbers == list(range(20 if name == "moving.avi" else 120))
+
+
+def test_a_recording_of_a_browser_has_its_real_rate(tmp_path):
+    source = numbered.make(tmp_path / "a.mkv", 45, "-c:v", "ffv1", rate=30)
+    recording = tmp_path / "in" / "one" / "b.webm"
+    recording.parent.mkdir(parents=True)
+    jitter = "settb=1/1000,setpts='N*33+mod(N*7,13)'"
+    numbered.ffmpeg(
+        *("-i", source, "-vf", jitter, "-fps_mode", "passthrough", "-enc_time_base", "1/1000"),
+        *("-c:v", "libvpx", "-b:v", "500k", "-deadline", "realtime", recording),
+    )
+    assert prepare_videos.rate_for(str(recording)) == 30
+    assert prepare_videos.rate_for(str(source)) is None
+    shutil.copy(recording, recording.parent / "c.webm")
+    assert prepare(tmp_path, "--dataset", "mine", "--videos", tmp_path / "in") == 0
+    prepared = os.path.join(get_config("mine", tmp_path).train_root, "one", "*.avi")
+    (path,) = glob.glob(prepared)
+    assert 44 <= len(read_video(path)) <= 46
+
+
+def test_one_rate_for_all_is_recorded_in_the_lists(tmp_path):
+    for name, rate in (("a.mp4", 25), ("b.mp4", 50)):
+        path = numbered.make(tmp_path / name, 50, *numbered.X264, rate=rate)
+        put(path, tmp_path, "in", "one", name)
+    arguments = ("--dataset", "mine", "--videos", tmp_path / "in", "--fps", "10")
+    assert prepare(tmp_path, *arguments) == 0
+    config = get_config("mine", tmp_path)
+    counts = []
+    for list_path, videos in (
+        (config.train_list, config.train_root),
+        (config.val_list, config.val_root),
+    ):
+        found = read_video_list(list_path, videos)
+        assert found.rate == 10
+        counts.append(len(read_video(found.full_path(0))))
+    assert sorted(counts) == [10, 20]
+    with pytest.raises(UsageError, match="same settings"):
+        prepare(tmp_path, *arguments[:-1], "12")
+    with pytest.raises(UsageError, match="cannot be used with --link"):
+        prepare(tmp_path, *arguments, "--link")
+
+
+@pytest.mark.parametrize("link", [[], ["--link"]])
+def test_a_broken_copy_does_not_win(samples, tmp_path, link):
+    broken = put(samples[101, 67], tmp_path, "v", "train", "---QUuC4vJs_000084_000094.avi")
+    with open(broken, "r+b") as stream:
+        stream.truncate(700)
+    good = ("v", "replacement", "replacement_for_corrupted_k400")
+    put(samples[101, 67], tmp_path, *good, "---QUuC4vJs_000084_000094.avi")
+    # Without a folder of replacements every copy is tried.
+    put(broken, tmp_path, "v", "train", "0wR5jVB-WPk_000417_000427.avi")
+    put(samples[101, 67], tmp_path, "v", "val", "0wR5jVB-WPk_000417_000427.avi")
+    annotation = tmp_path / "a.csv"
+    annotation.write_text(
+        "label,youtube_id,time_start,time_end,split,is_cc\n"
+        "testifying,---QUuC4vJs,84,94,train,0\n"
+        "abseiling,0wR5jVB-WPk,417,427,train,0\n"
+    )
+    arguments = ("--dataset", "Kinetics", "--videos", tmp_path / "v", "--csv", annotation, *link)
+    assert prepare(tmp_path, *arguments) == 0
+    config = get_config("Kinetics", tmp_path)
+    rows = read_video_list(config.train_list, config.train_root)
+    assert len(rows.rows) == 2
+    assert all(len(read_video(rows.full_path(place))) == 10 for place in range(2))
+
+
+def test_a_data_set_of_ones_own_in_two_folders(samples, tmp_path):
+    for part in ("train", "val"):
+        for name in ("b c", "a"):
+            put(samples[101, 67], tmp_path, "in", part, name, f"{part}.avi")
+    assert prepare(tmp_path, "--dataset", "mine", "--videos", tmp_path / "in", "--link") == 0
+    config = get_config("mine", tmp_path)
+    assert rows_of(config.val_list) == {(0, "a/val.avi"), (1, "b_c/val.avi")}
+    assert (config.num_classes, config.batch_size, config.epoch_div_factor) == (2, 2, 1)
+    assert get_config("mine", tmp_path, num_classes=7).num_classes == 7
+    with pytest.raises(UsageError, match=r"unknown data set 'Kinetcs'.*Kinetics"):
+        prepare(tmp_path, "--dataset", "Kinetcs", "--videos", tmp_path / "in")
+    for name in ("../x", ".hidden"):
+        with pytest.raises(UsageError, match="cannot be the name of a data set"):
+            get_config(name, tmp_path, new=True)

@@ -141,7 +141,7 @@ def check_values(module, values):
     if name is not None and not isinstance(name, list):
         get_spec(name)
     if module == "jobs.train_kinetics" and "dataset" in values:
-        assert values["dataset"] in list_datasets()
+        assert values["dataset"] in [*list_datasets(), "mine"]
     changes = {key: values[key] for key in ("glore", "block") if values.get(key) is not None}
     if changes and name and module in ("jobs.train_kinetics", "jobs.train_imagenet"):
         get_symbol(name, **changes)

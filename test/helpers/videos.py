@@ -12,11 +12,11 @@ import cv2
 import numpy as np
 
 from data.common.transforms import CenterCrop, Compose, Normalize, RandomCrop, Resize, ToArray
-from data.video.container import DECORD, Container
+from data.video.container import DECORD, VideoFacts
 from data.video.dataset import VideoDataset
 from data.video.list import read_video_list
 from data.video.sampler import EvenlySampling, RandomSampling
-from data.video.verify_job import Checked, VerifyJob
+from data.video.verify_job import VerifyJob
 
 
 def level(number):
@@ -130,8 +130,7 @@ class DeadlyJob(VerifyJob):
             os.kill(os.getpid(), signal.SIGSEGV)
         if path.endswith("empty.mp4"):
             time.sleep(1000)
-        container = Container(DECORD, "avi", "mpeg4", 25.0, 0.2, 8, 8, False, 5, 5)
-        return Checked(5, 5, 1, "", container)
+        return VideoFacts(5, 1, DECORD, rate=25.0, announced=5), ""
 
 
 def alive(pid):

@@ -229,6 +229,7 @@ class Settings:
     crop_size, augmentation, batch_size = 224, "full", 64
     lr_base, lr_schedule, lr_steps, warmup_steps = 0.05, "step", (1, 2), 1500
     end_epoch, epoch_div_factor = 400, 4
+    is_own = False
 
 
 def test_upstreams_command_line_means_what_it_says():

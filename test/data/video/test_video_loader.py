@@ -10,6 +10,7 @@ import time
 
 import numpy as np
 import pytest
+from numbered import X264, make
 from videos import (
     DeadOnArrivalDataset,
     FailingDataset,
@@ -36,6 +37,7 @@ from data.common.loader import (
 from data.video.list import FrameCounts, read_video_list
 from data.video.loaders import get_test_loader, get_train_loader, get_val_loader
 from data.video.options import ClipOptions, ClipTestOptions
+from data.video.sampler import EvenlySampling
 from glore_common import UsageError
 
 PIXELS = {"mean": (0.5, 0.4, 0.3), "std": (0.2, 0.3, 0.25)}
@@ -344,7 +346,7 @@ def test_summary_of_bad_files(tmp_path):
         rows = [line.rstrip("\n").split("\t") for line in stream]
     assert [row[0] for row in rows] == [str(tmp_path / "v1.mp4"), str(tmp_path / "v4.mp4")]
     assert [int(row[1]) for row in rows] == [2 * number for number in times]
-    assert all("Invalid data" in row[2] for row in rows)
+    assert all("Invalid data found" in row[2] for row in rows)
     assert write_bad_files([], summary) == 0
     assert not os.path.exists(summary)
 
@@ -527,7 +529,7 @@ def test_workers_do_not_load_mxnet(folder):
         with open(f"/proc/{pid}/maps") as stream:
             mapped = stream.read()
     assert "libmxnet" not in mapped
-    assert "decord" in mapped
+    assert "libavcodec" in mapped
 
 
 def test_frame_counts_are_kept_and_honoured(tmp_path, folder):
@@ -539,7 +541,7 @@ def test_frame_counts_are_kept_and_honoured(tmp_path, folder):
     size = os.path.getsize(tmp_path / "v0.mp4")
     assert (counts.known(), counts.get(0, size)) == (3, 20)
     # A video of which only 8 frames can be decoded is sampled within these.
-    counts.note(0, 8, size, replace=True)
+    counts.note(0, counts.noted(0)._replace(frames=8), replace=True)
     dataset = make_dataset(path, train=False, frame_counts=counts)
     sample = dataset.load(dataset.request(0), None)
     levels = sample.array[0].mean((0, 2, 3)) * 255
@@ -570,3 +572,34 @@ def test_bad_files_are_quiet_on_stderr(tmp_path, capfd, caplog):
     # decord says one line for each time it fails to open a file, here twice for each of two.
     assert len(capfd.readouterr().err.splitlines()) <= 4
     assert "v1.mp4" in caplog.text
+
+
+def test_balanced_sampling_draws_all_classes_alike(tmp_path):
+    names = [write_video(tmp_path / f"{n}.mp4", 8).name for n in range(10)]
+    path = write_list(tmp_path, names, [0] * 9 + [1])
+    options = options_of(batch_size=1, train_frame_interval=1, augmentation="crop")
+    options.class_balance = "sampling"
+    with get_train_loader(path, tmp_path, options, seed=2, **PIXELS) as loader:
+        drawn = np.concatenate([loader._order(epoch) for epoch in range(40)])
+        np.testing.assert_array_equal(loader._order(3), loader._order(3))
+        assert not np.array_equal(loader._order(3), loader._order(4))
+    assert 160 < np.sum(drawn == 9) < 240, "half of 400 draws are of the class with one video"
+
+
+def test_clips_that_span_seconds_whatever_the_rate(tmp_path):
+    for name, rate in (("slow.mp4", 10), ("fast.mp4", 30)):
+        make(tmp_path / name, 90, *X264, rate=rate)
+    path = write_list(tmp_path, ["slow.mp4", "fast.mp4"])
+    dataset = make_dataset(path, train=False, clip_seconds=2.0)
+    picked = []
+
+    class Sampler(EvenlySampling):
+        def at_interval(self, interval):
+            picked.append(interval)
+            return super().at_interval(interval)
+
+    dataset.sampler = Sampler(4, 2)
+    for item in range(2):
+        dataset.load(dataset.request(item), None)
+    # 4 frames over 2 s: every 0.5 s
+    assert picked == [5, 15]

@@ -5,10 +5,11 @@ import sys
 
 import numpy as np
 import pytest
+from numbered import X264, make, number_of
 from videos import level, run, write_picture_video, write_video
 
-from data.video.container import DECORD, VideoError
-from data.video.readers import count_frames, read_frames
+from data.video.container import BY_TIME, DECORD
+from data.video.readers import VideoError, count_decodable_frames, read_frames
 
 
 def levels(frames):
@@ -19,8 +20,8 @@ def levels(frames):
 def test_frames_asked_for_in_their_order(tmp_path, codec, name):
     path = write_video(tmp_path / name, 20, codec=codec)
     wanted = [19, 0, 7, 7, 3, 12, 0]
-    frames, total = read_frames(path, lambda total: wanted)
-    assert total == 20
+    frames, facts = read_frames(path, lambda total: wanted)
+    assert (facts.frames, facts.route) == (20, DECORD)
     assert frames.shape == (7, 48, 64, 3)
     assert frames.dtype == np.uint8
     np.testing.assert_allclose(levels(frames), [level(number) for number in wanted], atol=4)
@@ -69,10 +70,10 @@ def test_odd_sizes(tmp_path, size):
 
 def test_one_frame(tmp_path):
     path = write_video(tmp_path / "one.mp4", 1)
-    frames, total = read_frames(path, lambda total: [0] * 8)
-    assert total == 1
+    frames, facts = read_frames(path, lambda total: [0] * 8)
+    assert facts.frames == 1
     np.testing.assert_allclose(levels(frames), [level(0)] * 8, atol=4)
-    assert count_frames(path) == (1, "")
+    assert count_decodable_frames(path) == (facts, "")
 
 
 def bad_file(folder, kind):
@@ -101,7 +102,7 @@ def bad_file(folder, kind):
         ("garbage", "Invalid data found"),
         ("folder", "it is a folder"),
         ("truncated", "Invalid data found"),
-        ("audio", r"it has no video \(audio only\)"),
+        ("audio", "it has no video, only audio"),
     ],
 )
 def test_unreadable_files_say_why(tmp_path, capfd, kind, says):
@@ -111,8 +112,8 @@ def test_unreadable_files_say_why(tmp_path, capfd, kind, says):
     assert caught.value.path == str(path)
     assert str(path) in str(caught.value)
     assert "\n" not in caught.value.reason
-    with pytest.raises(VideoError):
-        read_frames(path, lambda total: [0], how=DECORD)
+    with pytest.raises(VideoError, match=says):
+        count_decodable_frames(path)
     assert len(capfd.readouterr().err.splitlines()) < 5, "FFmpeg must be quiet"
 
 
@@ -125,7 +126,7 @@ def test_index_past_the_end(tmp_path):
 def test_retries_are_bounded_and_ask_for_the_same_frames(tmp_path, monkeypatch):
     import data.video.readers
 
-    path = write_video(tmp_path / "a.mp4", 9)
+    path = make(tmp_path / "a.mp4", 9, *X264)
     decord = data.video.readers._decord()
     opened, picked, working = [], [], decord.VideoReader
 
@@ -137,13 +138,17 @@ def test_retries_are_bounded_and_ask_for_the_same_frames(tmp_path, monkeypatch):
 
     monkeypatch.setattr(decord, "VideoReader", flaky)
     failures = 2
-    frames, _ = read_frames(path, lambda total: picked.append(total) or [8], 2, DECORD)
-    np.testing.assert_allclose(levels(frames), [level(8)], atol=4)
+    frames, _ = read_frames(path, lambda total: picked.append(total) or [8], retries=2)
+    assert number_of(frames[0]) == 8
     assert (len(opened), picked) == (3, [9])
     opened.clear()
     with pytest.raises(VideoError, match="Error reading"):
-        read_frames(path, lambda total: [8], 1, DECORD)
+        read_frames(path, lambda total: [8], retries=1, decoder="decord")
     assert len(opened) == 2
+    opened.clear()
+    frames, facts = read_frames(path, lambda total: [8], retries=1)
+    assert number_of(frames[0]) == 8
+    assert (len(opened), facts.route) == (2, BY_TIME), "what decord does not open, PyAV does"
 
 
 def test_count_of_a_damaged_h264_file(tmp_path, capfd):
@@ -154,16 +159,18 @@ def test_count_of_a_damaged_h264_file(tmp_path, capfd):
         check=True,
         timeout=60,
     )
-    assert count_frames(path, strict=True) == (120, "")
+    facts, reason = count_decodable_frames(path)
+    assert (facts.frames, facts.announced, reason) == (120, 120, "")
     content = bytearray(path.read_bytes())
     middle = len(content) // 2
     content[middle : middle + 3000] = b"\xff" * 3000
     path.write_bytes(content)
-    counted, reason = count_frames(path, strict=True)
-    assert 0 < counted < 120
+    facts, reason = count_decodable_frames(path)
+    assert 0 < facts.frames < 120
+    assert reason == f"only {facts.frames} of 120 frames can be decoded: " + reason.split(": ")[1]
     assert "Invalid data" in reason
     # Always at the same frame.
-    assert {count_frames(path, strict=True) for _ in range(5)} == {(counted, reason)}
+    assert {count_decodable_frames(path) for _ in range(5)} == {(facts, reason)}
     with pytest.raises(VideoError):
         read_frames(path, lambda total: list(range(total)))
     assert len(capfd.readouterr().err.splitlines()) < 5, "FFmpeg must be quiet"

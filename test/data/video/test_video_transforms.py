@@ -6,7 +6,7 @@ import pytest
 
 from data.common import transforms
 from data.video.loaders import train_transform, val_transform
-from data.video.transforms import MixedCrop, PixelJitter, RandomScale, ThreeCrop
+from data.video.transforms import MixedCrop, PixelJitter, RandomScale, ThreeCrop, ToNoisyInput
 from glore_common import UsageError
 from network.specs import MEAN, STD
 
@@ -232,3 +232,20 @@ def test_no_flip_where_the_dataset_forbids_it():
 def test_senseless_arguments(make):
     with pytest.raises(UsageError):
         make()
+
+
+def test_one_pass_to_the_network_gives_the_same_numbers():
+    rng = np.random.default_rng(3)
+    views = rng.integers(0, 256, (2, 3, 20, 30, 3), dtype=np.uint8)[:, :, 2:15, ::-1]
+    mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+    steps = transforms.Compose([transforms.ToArray(), transforms.Normalize(mean, std)])
+    for clip in (views, views[0]):
+        result = transforms.ToInput(mean, std)(clip)
+        assert result.dtype == np.float32
+        np.testing.assert_array_equal(result, steps(clip))
+    noisy = transforms.Compose([PixelJitter((-20, 20)), steps])
+    np.testing.assert_allclose(
+        ToNoisyInput((-20, 20), mean, std)(views[0], np.random.default_rng(5)),
+        noisy(views[0], np.random.default_rng(5)),
+        atol=2e-6,
+    )
