@@ -11,8 +11,7 @@ import numpy as np
 from checkpoint.gluoncv_names import zoo_weights
 from checkpoint.released import locate
 from data.common.loader import BatchSource, write_bad_files
-from glore_common import UsageError, check_writable, command, write_text
-from glore_options import as_yaml
+from glore_common import UsageError, check_writable, command
 from mxnet_compat import mx
 from network.batch_norm import with_batch_norm
 from network.block import FINE_TUNE_LR_MULT, build_block
@@ -214,7 +213,6 @@ class Run:
                 return None
             if group.is_main:
                 self._check_room(block)
-                self._write_options()
             reporter = Reporter(
                 task,
                 log_dir=log_dir,
@@ -239,9 +237,12 @@ class Run:
             if not options.logging.dry_run:
                 name = "bad-files" if group.is_main else f"bad-files-worker{group.rank}"
                 path = os.path.join(log_dir, f"{task}_{name}.tsv")
-                found = write_bad_files(opened, path)
-                if found:
-                    LOGGER.warning("%d files could not be read; they are listed in %s", found, path)
+                try:
+                    found = write_bad_files(opened, path)
+                    if found:
+                        LOGGER.warning("%d files could not be read; see %s", found, path)
+                except OSError as error:
+                    LOGGER.warning("%s cannot be written: %s", path, error.strerror or error)
             for loader in opened:
                 loader.close()
 
@@ -263,13 +264,6 @@ class Run:
         checkpoints = self.options.checkpoints
         path = os.path.join(checkpoints.model_dir, f"{checkpoints.task_name}_ep-0001.params")
         check_writable(path, "the checkpoint", 2 * 4 * max(0, int(values)))
-
-    def _write_options(self) -> None:
-        """Write the settled options beside the checkpoints."""
-        checkpoints = self.options.checkpoints
-        path = os.path.join(checkpoints.model_dir, f"{checkpoints.task_name}_options.yaml")
-        write_text(path, as_yaml(self.options))
-        LOGGER.info("Options    %s (--config reads them)", path)
 
 
 @contextlib.contextmanager
