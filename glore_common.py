@@ -8,6 +8,7 @@ import ctypes
 import difflib
 import errno
 import hashlib
+import io
 import logging
 import os
 import re
@@ -354,6 +355,9 @@ def run_main(
         interrupted. Errors that are no :class:`GloReError` keep their stack trace: they are bugs.
     """
     name = called_as()
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # Names of files and classes may have letters that a terminal's encoding lacks.
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         return main(argv) or 0
     except GloReError as error:

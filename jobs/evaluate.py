@@ -255,6 +255,7 @@ def evaluate_images(
     side = reading.resize if crops == "full" else reading.crop_size
     stem = os.path.splitext(os.path.basename(os.path.normpath(model.path)))[0]
     prefix = prefix or os.path.join(".", "exps", "results", f"{stem}_{crops}-{side}")
+    check_writable(f"{prefix}.json", "--output")
     log_input(
         model,
         f"{IMAGE_CROPS[crops]}, shorter side {reading.resize}"
@@ -360,6 +361,7 @@ def evaluate_clips(options: EvaluateOptions, model: Model, contexts: list) -> di
     )
     stem = os.path.splitext(os.path.basename(model.path))[0]
     prefix = options.output.output or os.path.join(".", "exps", "results", stem)
+    check_writable(f"{prefix}.json", "--output")
     LOGGER.info(
         "Testing    %d videos of %s, %d clip(s) x %d crop(s) each",
         loader.num_samples,

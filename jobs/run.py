@@ -10,6 +10,7 @@ import numpy as np
 
 from checkpoint.gluoncv_names import zoo_weights
 from checkpoint.released import locate
+from checkpoint.store import CheckpointStore
 from data.common.loader import BatchSource, write_bad_files
 from glore_common import UsageError, check_writable, command
 from mxnet_compat import mx
@@ -54,6 +55,10 @@ def settle(options: TrainJobOptions, data_name: str) -> None:
         check_writable(f"{stem}_ep-0001.params", "the checkpoint")
         log_file = options.logging.log_file or default_log_file(checkpoints.task_name)
         check_writable(log_file, "the log file")
+        start = checkpoints.start()
+        if start != "auto" and not checkpoints.overwrite:
+            # Refused now, not when the data have been read.
+            CheckpointStore(checkpoints.model_dir, checkpoints.task_name).choose(start)
 
 
 class Run:

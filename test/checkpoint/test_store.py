@@ -275,7 +275,7 @@ def test_other_network_is_refused_with_all_differences(store):
     block.collect_params()["fc1_weight"].shape = (6, 5)
     with pytest.raises(CheckpointError) as error:
         load(read_checkpoint(store.epoch_path(1)), block, trainer)
-    assert "fc1_weight has shape (4, 5), the network wants (6, 5)" in str(error.value)
+    assert "of another shape (1): fc1_weight is (4, 5), the network has (6, 5)" in str(error.value)
 
 
 def test_states_are_no_pickle(store):
