@@ -8,6 +8,7 @@ import ctypes
 import difflib
 import errno
 import hashlib
+import io
 import logging
 import os
 import re
@@ -17,7 +18,7 @@ import socket
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sized
-from typing import Callable, Optional, TypeVar, Union
+from typing import IO, Callable, Optional, TypeVar, Union
 
 import portalocker
 from tqdm import tqdm
@@ -126,8 +127,13 @@ def atomic_path(path: PathLike) -> Iterator[str]:
                 os.fsync(handle)
             finally:
                 os.close(handle)
+    except OSError as error:
+        # Writing to an open file does not say which; the user knows the last name alone.
+        if error.errno is not None and error.filename in (None, temporary):
+            error.filename, error.filename2 = path, None
+        raise
     finally:
-        with contextlib.suppress(FileNotFoundError):
+        with contextlib.suppress(OSError):
             os.remove(temporary)
 
 
@@ -140,6 +146,23 @@ def temporaries(folder: str, stems: Iterable[str]) -> list[str]:
     return [
         os.path.join(folder, name) for name in sorted(os.listdir(folder)) if pattern.fullmatch(name)
     ]
+
+
+def missing_folders(folder: PathLike) -> list[str]:
+    """Return a folder and those above it that are not there yet, the deepest first."""
+    found, folder = [], os.path.abspath(folder)
+    while not os.path.lexists(folder):
+        found.append(folder)
+        folder = os.path.dirname(folder)
+    return found
+
+
+def take_back(path: PathLike, folders: Iterable[str]) -> None:
+    """Remove a file that turned out to be for nothing, and those of the folders that are empty."""
+    with contextlib.suppress(OSError):
+        os.remove(path)
+        for folder in folders:
+            os.rmdir(folder)
 
 
 def check_writable(path: PathLike, what: str, size: int = 0) -> None:
@@ -162,9 +185,7 @@ def check_writable(path: PathLike, what: str, size: int = 0) -> None:
     path = os.path.abspath(path)
     if os.path.isdir(path):
         raise UsageError(f"{what} {path} is a folder: name a file")
-    folder = os.path.dirname(path)
-    while not os.path.lexists(folder):
-        folder = os.path.dirname(folder)
+    folder = os.path.dirname((missing_folders(os.path.dirname(path)) or [path])[-1])
     if not os.path.isdir(folder):
         raise UsageError(f"{what} {path} cannot be written: {folder} is no folder")
     if not os.access(folder, os.W_OK | os.X_OK) or os.statvfs(folder).f_flag & os.ST_RDONLY:
@@ -198,9 +219,10 @@ def printable(text: str) -> str:
 
 @contextlib.contextmanager
 def file_lock(path: PathLike, timeout: float = 0.0) -> Iterator[bool]:
-    """Hold a lock on ``path`` (made when missing, never deleted) against other processes.
+    """Hold a lock on ``path`` (made when missing) against other processes.
 
-    The system gives it back when the process ends, however that ends. The file says who holds it.
+    The system gives it back when the process ends, however that ends. The file says who holds it,
+    and is its holder's alone to delete.
 
     Parameters
     ----------
@@ -227,13 +249,17 @@ def file_lock(path: PathLike, timeout: float = 0.0) -> Iterator[bool]:
         stream = open(path, "a+", encoding="utf-8")  # noqa: SIM115  (closed below)
     except OSError as error:
         raise GloReError(f"cannot write to {path}: {error.strerror or error}") from error
-    with stream:
+    with contextlib.ExitStack() as closing:
+        closing.enter_context(stream)
         deadline, waiting = time.monotonic() + timeout, False
         while True:
             try:
                 portalocker.lock(stream, portalocker.LOCK_EX | portalocker.LOCK_NB)
                 has_locks = True
-                break
+                if _is_open_file(stream, path):
+                    break
+                # Its holder took it back: what was locked is no file any more.
+                stream = closing.enter_context(open(path, "a+", encoding="utf-8"))
             except portalocker.AlreadyLocked as error:
                 stream.seek(0)
                 holder = stream.read().strip() or "another process"
@@ -255,6 +281,14 @@ def file_lock(path: PathLike, timeout: float = 0.0) -> Iterator[bool]:
         finally:
             # For those who find it held again, before its next holder has signed it.
             stream.truncate(0)
+
+
+def _is_open_file(stream: IO[str], path: PathLike) -> bool:
+    """Return whether a path is still that of an open file."""
+    try:
+        return os.path.samestat(os.fstat(stream.fileno()), os.stat(path))
+    except FileNotFoundError:
+        return False
 
 
 def heartbeat_path(folder: str, worker: int) -> str:
@@ -321,6 +355,9 @@ def run_main(
         interrupted. Errors that are no :class:`GloReError` keep their stack trace: they are bugs.
     """
     name = called_as()
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # Names of files and classes may have letters that a terminal's encoding lacks.
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         return main(argv) or 0
     except GloReError as error:

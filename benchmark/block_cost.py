@@ -21,12 +21,28 @@ from glore_common import progress, run_main
 from glore_options import positive_int
 from mxnet_compat import mx
 from network.block import build_block
-from network.builder import InputConf
+from network.builder import InputConf, get_spec
 from network.summary import build_variant, count, markdown, parse_shape, with_shape
 
-BLOCKS = ("gc", "gc@4:5/after", "se", "snl", "nl", "nl@4:1,3,5", "glore@0-3", "glore@2-3")
-
 Variants = Sequence[tuple[mx.sym.Symbol, InputConf]]
+
+
+def blocks_for(network: str) -> list[str]:
+    """Return what is measured by default in a network: whole stages, and single places of it.
+
+    ``gc``, ``gc@4:5/after``, ``se``, ``snl``, ``nl``, ``nl@4:1,3,5``, ``glore@0-3`` and
+    ``glore@2-3`` in a ResNet-50; fewer places where conv3 and conv4 have fewer residual blocks.
+    """
+    spec = get_spec(network)
+    _, conv3, conv4, _ = spec.blocks
+    places = dict(spec.unit_defaults)
+    units3, units4 = (
+        min(most, len(places.get(stage, ())) or count)
+        for stage, most, count in ((3, 2, conv3), (4, 3, conv4))
+    )
+    apart = ",".join(str(place) for place in range(1, min(conv4, 5) + 1, 2))
+    blocks = ["gc", f"gc@4:{max(1, conv4 - 1)}/after", "se", "snl", "nl", f"nl@4:{apart}"]
+    return [*blocks, f"glore@0-{units4}", f"glore@{units3}-{units4}"]
 
 
 def time_pass(block: mx.gluon.Block, data: mx.nd.NDArray, training: bool) -> float:
@@ -120,13 +136,20 @@ def main(argv: Optional[list[str]] = None) -> None:
     """Measure and print the table."""
     parser = argparse.ArgumentParser(prog="python -m benchmark.block_cost", description=__doc__)
     parser.add_argument("network", help="a network of the table")
-    parser.add_argument("--blocks", nargs="+", default=BLOCKS, help="see get_symbol's block")
+    parser.add_argument(
+        "--blocks",
+        nargs="+",
+        help="see get_symbol's block (default: whole stages and single places that it has)",
+    )
     parser.add_argument("--input", type=parse_shape, help="3,height,width or 3,frames,height,width")
     parser.add_argument("--batch-size", type=positive_int, default=1)
     parser.add_argument("--rounds", type=positive_int, default=5)
     parser.add_argument("--gpu", type=int, help="number of a GPU (default: the CPU)")
     args = parser.parse_args(argv)
-    names = [args.network, *(f"{args.network}+{block}" for block in args.blocks)]
+    names = [
+        args.network,
+        *(f"{args.network}+{block}" for block in args.blocks or blocks_for(args.network)),
+    ]
     variants = []
     for name in names:
         symbol, conf = build_variant(name)

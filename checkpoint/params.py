@@ -10,7 +10,7 @@ import re
 import struct
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Optional
+from typing import Any, Callable, Optional
 
 import numpy as np
 
@@ -207,27 +207,45 @@ def check(
         auxs = dict.fromkeys(symbol.list_auxiliary_states())
     else:
         args, auxs = param_shapes(symbol, input_shapes)
-    parts = [("arguments", args, arg_params), ("auxiliary states", auxs, aux_params)]
-    lines = [
-        f"{kind}, {line}"
-        for kind, expected, given in parts
-        for line in compare(expected, given, allow_missing, allow_extra)
-    ]
-    if not lines:
+
+    def lines(listed: Optional[int]) -> list[str]:
+        return [
+            f"{kind}, {line}"
+            for kind, expected, given in [
+                ("arguments", args, arg_params),
+                ("auxiliary states", auxs, aux_params),
+            ]
+            for line in compare(expected, given, allow_missing, allow_extra, listed)
+        ]
+
+    raise_misfit(lines, f"{where} do not fit the network")
+
+
+def raise_misfit(
+    lines: Callable[[Optional[int]], list[str]], message: str, advice: str = ""
+) -> None:
+    """Raise CheckpointError unless there are no lines of :func:`compare`.
+
+    Parameters
+    ----------
+    lines
+        Of so many names each; those with all names (None) go to a file, where that is longer.
+    message
+        What the error begins with.
+    advice
+        What it ends with.
+    """
+    shown, whole = lines(LISTED), lines(None)
+    if not shown:
         return
-    message = f"{where} do not fit the network:\n  " + "\n  ".join(lines)
-    every = [
-        f"{kind}, {line}"
-        for kind, expected, given in parts
-        for line in compare(expected, given, allow_missing, allow_extra, listed=None)
-    ]
-    if every != lines:
+    message += ":\n  " + "\n  ".join(shown)
+    if whole != shown:
         # A file of the system's folder for such: a refused run leaves nothing beside the user's.
         handle, path = tempfile.mkstemp(prefix="glore-mismatch-", suffix=".txt")
-        with os.fdopen(handle, "w", encoding="utf-8") as stream:
-            stream.write("\n".join(every) + "\n")
+        with os.fdopen(handle, "w", encoding="utf-8", errors="backslashreplace") as stream:
+            stream.write("\n".join(whole) + "\n")
         message += f"\n  All names are in {path}"
-    raise CheckpointError(message)
+    raise CheckpointError(message + (f"\n{advice}" if advice else ""))
 
 
 def check_finite(params: Mapping[str, Any], where: str) -> None:

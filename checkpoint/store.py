@@ -21,7 +21,14 @@ import time
 from collections.abc import Iterator, Mapping
 from typing import Any, Optional
 
-from glore_common import Locked, UsageError, file_lock, temporaries
+from glore_common import (
+    Locked,
+    UsageError,
+    file_lock,
+    missing_folders,
+    take_back,
+    temporaries,
+)
 from mxnet_compat import mx
 
 from .graph import write_symbol
@@ -111,21 +118,30 @@ def wait_for_checkpoint(path: str, seconds: float = CHECKPOINT_PATIENCE) -> Chec
 def task_lock(model_dir: str, task: str, seconds: float = LOCK_PATIENCE) -> Iterator[None]:
     """Keep other runs from writing the checkpoints of one task in one folder meanwhile.
 
+    A run that is refused in the block leaves no new file behind.
+
     Raises
     ------
     CheckpointError
         If another run does so, and still does after so many seconds.
     """
+    path = os.path.join(model_dir, f".{task}.lock")
+    new, folders = not os.path.exists(path), missing_folders(model_dir)
     with contextlib.ExitStack() as stack:
         try:
-            stack.enter_context(file_lock(os.path.join(model_dir, f".{task}.lock"), seconds))
+            stack.enter_context(file_lock(path, seconds))
         except Locked as error:
             raise CheckpointError(
                 f"another run is writing checkpoints of {task} to {model_dir} ({error}). Choose "
                 "another --task-name or --model-dir, or give --share-task-name if you know that "
                 "they do not get in each other's way."
             ) from error
-        yield
+        try:
+            yield
+        except (CheckpointError, UsageError):
+            if new and not task_stems(model_dir, task):
+                take_back(path, folders)
+            raise
 
 
 class CheckpointStore:

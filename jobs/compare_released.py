@@ -560,8 +560,9 @@ def main(argv: Optional[list[str]] = None) -> int:
     args = options.comparison
     if not args.checkpoint:
         raise UsageError("name one checkpoint: --checkpoint PREFIX, TAR or NAME")
-    if args.output:
-        check_writable(f"{args.output}.md", "--output")
+    stem = re.sub(r"(-\d{4,})?\.(params|tar)$", "", os.path.basename(args.checkpoint))
+    prefix = args.output or os.path.join(".", "exps", "results", f"compare_{stem}")
+    check_writable(f"{prefix}.md", "--output")
     with log_to(None):
         try:
             report = compare(args, contexts_of(options.devices))
@@ -569,8 +570,6 @@ def main(argv: Optional[list[str]] = None) -> int:
             raise NotCompared(str(error)) from error
         text = markdown(report)
         print(text)
-        stem = re.sub(r"(-\d{4,})?\.(params|tar)$", "", os.path.basename(args.checkpoint))
-        prefix = args.output or os.path.join(".", "exps", "results", f"compare_{stem}")
         write_text(f"{prefix}.md", text + "\n")
         write_text(f"{prefix}.json", json.dumps(report, indent=1) + "\n")
         print(f"Written: {prefix}.md, {prefix}.json")

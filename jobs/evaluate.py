@@ -256,6 +256,7 @@ def evaluate_images(
     side = reading.resize if crops == "full" else reading.crop_size
     stem = os.path.splitext(os.path.basename(os.path.normpath(model.path)))[0]
     prefix = prefix or os.path.join(".", "exps", "results", f"{stem}_{crops}-{side}")
+    check_writable(f"{prefix}.json", "--output")
     log_input(
         model,
         f"{IMAGE_CROPS[crops]}, shorter side {reading.resize}"
@@ -397,6 +398,7 @@ def evaluate_clips(options: EvaluateOptions, model: Model, contexts: list) -> di
     stem = os.path.splitext(os.path.basename(model.path))[0]
     prefix = options.output.output or os.path.join(".", "exps", "results", stem)
     clips = loader.num_samples
+    check_writable(f"{prefix}.json", "--output")
     LOGGER.info(
         "Testing    %d videos of %s, %d clips (%d of each), %d crops (%d of each clip)",
         clips // data.num_clips,

@@ -13,10 +13,10 @@ from checkpoint.manifest import read_manifest
 from checkpoint.params import CheckpointError
 from checkpoint.paths import Files, find, stem_of
 from checkpoint.released import locate
+from checkpoint.store import CheckpointStore
 from data.common.loader import BatchSource, write_bad_files
 from dataset import read_mapping_table
-from glore_common import UsageError, check_writable, command, write_text
-from glore_options import as_yaml
+from glore_common import UsageError, check_writable, command
 from mxnet_compat import mx
 from network.batch_norm import with_batch_norm
 from network.block import FINE_TUNE_LR_MULT, build_block
@@ -59,6 +59,10 @@ def settle(options: TrainJobOptions, data_name: str) -> None:
         check_writable(f"{stem}_ep-0001.params", "the checkpoint")
         log_file = options.logging.log_file or default_log_file(checkpoints.task_name)
         check_writable(log_file, "the log file")
+        start = checkpoints.start()
+        if start != "auto" and not checkpoints.overwrite:
+            # Refused now, not when the data have been read.
+            CheckpointStore(checkpoints.model_dir, checkpoints.task_name).choose(start)
 
 
 class Run:
@@ -232,7 +236,6 @@ class Run:
                 return None
             if group.is_main:
                 self._check_room(block)
-                self._write_options()
             reporter = Reporter(
                 task,
                 log_dir=log_dir,
@@ -257,9 +260,12 @@ class Run:
             if not options.logging.dry_run:
                 name = "bad-files" if group.is_main else f"bad-files-worker{group.rank}"
                 path = os.path.join(log_dir, f"{task}_{name}.tsv")
-                found = write_bad_files(opened, path)
-                if found:
-                    LOGGER.warning("%d files could not be read; they are listed in %s", found, path)
+                try:
+                    found = write_bad_files(opened, path)
+                    if found:
+                        LOGGER.warning("%d files could not be read; see %s", found, path)
+                except OSError as error:
+                    LOGGER.warning("%s cannot be written: %s", path, error.strerror or error)
             for loader in opened:
                 loader.close()
 
@@ -281,13 +287,6 @@ class Run:
         checkpoints = self.options.checkpoints
         path = os.path.join(checkpoints.model_dir, f"{checkpoints.task_name}_ep-0001.params")
         check_writable(path, "the checkpoint", 2 * 4 * max(0, int(values)))
-
-    def _write_options(self) -> None:
-        """Write the settled options beside the checkpoints."""
-        checkpoints = self.options.checkpoints
-        path = os.path.join(checkpoints.model_dir, f"{checkpoints.task_name}_options.yaml")
-        write_text(path, as_yaml(self.options))
-        LOGGER.info("Options    %s (--config reads them)", path)
 
 
 @contextlib.contextmanager

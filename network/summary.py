@@ -27,6 +27,7 @@ from mxnet_compat import mx
 
 from .builder import InputConf, get_spec, get_symbol, list_networks
 from .memory import activation_bytes
+from .picture import FORMS, draw_graph
 from .shapes import Node, input_shapes, operations, value_shapes
 from .specs import PUBLISHED_TOP1, Positions, Spec
 from .symbol_context import CONTEXT_KINDS
@@ -360,7 +361,7 @@ def with_shape(input_conf: InputConf, data_shape: Optional[tuple[int, ...]]) -> 
 
 
 def to_dot(symbol: mx.sym.Symbol, inputs: Any) -> str:
-    """Return a picture of a graph as DOT text, which :func:`draw` makes a picture of.
+    """Return a picture of a graph as Graphviz's DOT text.
 
     Inserted blocks are framed; nodes carry their operation and output shape, parameters are left
     out.
@@ -382,42 +383,45 @@ def to_dot(symbol: mx.sym.Symbol, inputs: Any) -> str:
     return "\n".join([*lines, "}", ""])
 
 
-def draw(dot: str, path: str) -> None:
+def draw(symbol: mx.sym.Symbol, inputs: Any, path: str) -> None:
     """Write a picture of a graph to a file, in the form that its ending names.
 
     Parameters
     ----------
-    dot
-        From :func:`to_dot`.
+    symbol, inputs
+        As for :func:`to_dot`.
     path
-        ``.dot`` and ``.gv`` hold the text itself; other forms (``.svg``, ``.png``, ``.pdf``) are
-        drawn by Graphviz's program ``dot``.
+        ``.dot`` and ``.gv`` hold :func:`to_dot`'s text; other forms (``.svg``, ``.png``, ``.pdf``)
+        are drawn by Graphviz's program ``dot``, or by Matplotlib where it is not installed.
 
     Raises
     ------
     GloReError
-        If the program is not installed, or fails.
+        If the program fails.
     UsageError
-        If the path has no ending.
+        If the path has no ending that is known.
     """
-    stem, ending = os.path.splitext(path)
-    if not ending:
-        raise UsageError(f"{path} has no ending that says how to draw: give {path}.svg, .png, .dot")
+    ending = os.path.splitext(path)[1]
     if ending in (".dot", ".gv"):
-        write_text(path, dot)
-        return
-    if shutil.which("dot") is None:
-        raise GloReError(
-            f"{path} needs Graphviz, whose program dot is not installed (apt-get install "
-            f"graphviz). Give {stem}.dot instead, and draw it elsewhere: dot -T{ending[1:]} "
-            f"{stem}.dot -o {path}"
+        write_text(path, to_dot(symbol, inputs))
+    elif shutil.which("dot") is not None and ending:
+        with atomic_path(path) as temporary:
+            done = subprocess.run(
+                ["dot", f"-T{ending[1:]}", "-o", temporary],
+                input=to_dot(symbol, inputs),
+                capture_output=True,
+                text=True,
+            )
+            if done.returncode:
+                raise GloReError(f"Graphviz cannot draw {path}: {done.stderr.strip()}")
+    elif ending.lower() in FORMS:
+        nodes = operations(symbol, inputs)
+        inserted = [node.name for node in nodes if part_of(node.name)[1] is not None]
+        draw_graph(nodes, list(input_shapes(inputs)), inserted, path)
+    else:
+        raise UsageError(
+            f"{path} does not say by its ending how to draw: give {', '.join(FORMS)} or .dot"
         )
-    with atomic_path(path) as temporary:
-        done = subprocess.run(
-            ["dot", f"-T{ending[1:]}", "-o", temporary], input=dot, capture_output=True, text=True
-        )
-        if done.returncode:
-            raise GloReError(f"Graphviz cannot draw {path}: {done.stderr.strip()}")
 
 
 def parse_shape(text: str) -> tuple[int, ...]:
@@ -486,7 +490,7 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
         symbol, input_conf = get_symbol(args.networks[0], args.num_classes, **overrides)
         input_conf = with_shape(input_conf, args.input)
         if args.graph:
-            draw(to_dot(symbol, input_conf), args.graph)
+            draw(symbol, input_conf, args.graph)
         print(report(get_spec(args.networks[0]).name, symbol, input_conf))
 
 

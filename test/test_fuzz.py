@@ -9,7 +9,7 @@ import pytest
 
 READERS = (
     *("symbol", "params", "manifest", "torch", "records", "index", "video-list", "image-list"),
-    *("mapping", "hosts", "options"),
+    *("mapping", "hosts", "options", "safetensors"),
 )
 
 

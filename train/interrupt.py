@@ -47,7 +47,9 @@ class StopSignals:
     def __enter__(self) -> "StopSignals":
         if threading.current_thread() is threading.main_thread():
             for number in STOPPING:
-                self._before[number] = signal.signal(number, self._remember)
+                # nohup has a closed terminal ignored: that is an answer already.
+                if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
+                    self._before[number] = signal.signal(number, self._remember)
         return self
 
     def __exit__(self, *_: Any) -> None:

@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator
 from typing import Any, Callable, Optional
 
+from checkpoint.params import SaveError
 from checkpoint.store import task_lock
 from glore_common import GloReError, UsageError
 from mxnet_compat import mx
@@ -143,14 +144,16 @@ class Session:
             lr = self.lr
         else:
             return
-        last = (
-            f"The last good checkpoint is {self.checkpoints.last}"
-            if self.checkpoints.last
-            else "There is no checkpoint yet"
-        )
         raise NonFiniteError(
-            f"{what} (learning rate {lr:.4g}). {last}. Try a smaller --lr-base or a longer warm-up."
+            f"{what} (learning rate {lr:.4g}). {self.saved_last()} Try a smaller --lr-base or a "
+            "longer warm-up."
         )
+
+    def saved_last(self) -> str:
+        """Say which checkpoint there is to go back to."""
+        if self.checkpoints.last is None:
+            return "There is no checkpoint yet."
+        return f"The last good checkpoint is {self.checkpoints.last}."
 
     def save(self, path: str, together: bool = True) -> None:
         """Write a checkpoint unless this position has been saved or is the very start.
@@ -206,6 +209,8 @@ class Session:
         self.reporter.end_bar()
         if save:
             self.save_step(together or self.group.size == 1)
+        if self.checkpoints.failure is not None:
+            raise Interrupted(number, f"stopped; the last steps are lost. {self.saved_last()}")
         if self.checkpoints.last is None:
             raise Interrupted(number, "stopped; no step was done, nothing was saved")
         raise Interrupted(
@@ -221,7 +226,10 @@ class Session:
             yield
         except Exception:
             self.obey()
-            self.save_step(together=self.group.size == 1)
+            try:
+                self.save_step(together=self.group.size == 1)
+            except SaveError as error:
+                LOGGER.error("%s", error)
             raise
 
     def train_step(self, batches: list) -> float:
@@ -467,7 +475,8 @@ def train_and_evaluate(
     NonFiniteError
         When the loss, a parameter or a gradient is no longer finite.
     CheckpointError
-        When a checkpoint cannot be read, does not fit, or would be overwritten.
+        When a checkpoint cannot be read, does not fit, or would be overwritten; SaveError when one
+        cannot be written.
     """
     started = time.perf_counter()
     options.check()
@@ -495,6 +504,7 @@ def train_and_evaluate(
             learner, train_stream, val_stream, schedule, options, reporter, checkpoints, stop
         )
         position = session.position
+        checkpoints.write_options()
         reporter.open(position.step)
         history = position.history
         if session.done():
@@ -503,4 +513,9 @@ def train_and_evaluate(
             history = session.run_epoch()
             session.obey()
         reporter.finish(history, checkpoints.last, started)
+    if checkpoints.failure is not None:
+        raise SaveError(
+            f"The training is done, but its result could not be saved: {checkpoints.failure} "
+            f"{session.saved_last()}"
+        )
     return Summary(history, best_row(history), checkpoints.last, position.step)

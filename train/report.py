@@ -19,7 +19,15 @@ from typing import Any, Callable, Optional
 from tqdm import tqdm
 
 from checkpoint.manifest import Position
-from glore_common import GloReError, UsageError, temporaries, write_text
+from checkpoint.params import CheckpointError, SaveError
+from glore_common import (
+    GloReError,
+    UsageError,
+    missing_folders,
+    take_back,
+    temporaries,
+    write_text,
+)
 
 from .plots import plot_history
 
@@ -64,6 +72,22 @@ class _ConsoleHandler(logging.Handler):
 class _FileHandler(logging.FileHandler):
     """A log file that costs no run: when it cannot be written it is given up, and that is said."""
 
+    def __init__(self, path: str) -> None:
+        self.folders = missing_folders(os.path.dirname(os.path.abspath(path)))
+        self.new, self.has_steps = not os.path.exists(path), False
+        os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
+        super().__init__(path, encoding="utf-8", errors="backslashreplace")
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.has_steps = self.has_steps or getattr(record, "step_line", False)
+        super().emit(record)
+
+    def take_back(self) -> None:
+        """Leave nothing of a run that was refused before it did anything."""
+        if self.new and not self.has_steps:
+            self.close()
+            take_back(self.baseFilename, self.folders)
+
     def handleError(self, record: logging.LogRecord) -> None:
         error = sys.exc_info()[1]
         if not isinstance(error, OSError):
@@ -82,7 +106,7 @@ def log_to(path: Optional[str] = None, level: int = logging.INFO) -> Iterator[No
     """Send all Python logging to the console and, if given, to the end of a file.
 
     What ends the ``with`` block as an error is written to the file too: the message of a
-    GloReError, or the trace of a bug.
+    GloReError, or the trace of a bug. A run that is refused leaves no new file.
 
     Parameters
     ----------
@@ -98,11 +122,10 @@ def log_to(path: Optional[str] = None, level: int = logging.INFO) -> Iterator[No
     """
     # The level is this project's own: other libraries say hundreds of lines below INFO.
     root, own = logging.getLogger(), logging.getLogger("glore")
-    handlers: list[logging.Handler] = [_ConsoleHandler(hide_step_lines=sys.stderr.isatty())]
+    handlers: list[Any] = [_ConsoleHandler(hide_step_lines=sys.stderr.isatty())]
     if path:
         try:
-            os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
-            handlers.append(_FileHandler(path, encoding="utf-8", errors="backslashreplace"))
+            handlers.append(_FileHandler(path))
         except OSError as error:
             raise UsageError(f"the log file cannot be written: {error}") from error
     formatter = logging.Formatter("%(asctime)s %(levelname)s: %(message)s", "%Y-%m-%d %H:%M:%S")
@@ -116,6 +139,9 @@ def log_to(path: Optional[str] = None, level: int = logging.INFO) -> Iterator[No
         yield
     except GloReError as error:
         LOGGER.error("%s", error, extra={"file_only": True})
+        if isinstance(error, (CheckpointError, UsageError)) and not isinstance(error, SaveError):
+            for handler in handlers[1:]:
+                handler.take_back()
         raise
     except Exception:
         LOGGER.exception("stopped by an unexpected error", extra={"file_only": True})

@@ -12,8 +12,8 @@ import numpy as np
 from checkpoint.manifest import Manifest, Position
 from checkpoint.params import SaveError
 from checkpoint.store import Checkpoint, CheckpointStore, wait_for_checkpoint
-from glore_common import UsageError
-from glore_options import as_dict, differences
+from glore_common import UsageError, write_text
+from glore_options import as_dict, as_yaml, differences
 from mxnet_compat import mx
 
 from .options import TrainOptions
@@ -64,6 +64,8 @@ class Checkpoints:
     ----------
     last
         Stem of the last checkpoint that this run wrote or started from.
+    failure
+        Why the newest checkpoint could not be written, where the run went on without it.
     """
 
     def __init__(
@@ -76,6 +78,7 @@ class Checkpoints:
         self.model = model or {}
         self.data = {"batches": batches, "workers": learner.group.size}
         self.last: Optional[str] = None
+        self.failure: Optional[SaveError] = None
         self._order: Optional[tuple] = None
 
     def choose(self) -> Optional[Checkpoint]:
@@ -143,6 +146,17 @@ class Checkpoints:
         )
         return position
 
+    def write_options(self) -> None:
+        """Write the settled options beside the checkpoints; worker 0 does."""
+        if not self.learner.group.is_main or not self.options.command_line:
+            return
+        path = os.path.join(self.store.model_dir, f"{self.store.task}_options.yaml")
+        try:
+            write_text(path, as_yaml(self.options))
+            LOGGER.info("Options    %s (--config reads them)", path)
+        except OSError as error:
+            LOGGER.warning("%s cannot be written: %s", path, error.strerror or error)
+
     def has(self, position: Position) -> bool:
         """Return whether a position has been saved, or is the very start."""
         return position.step == 0 or position.order() == self._order
@@ -181,7 +195,8 @@ class Checkpoints:
             if self.options.checkpoints.on_save_error == "stop":
                 raise
             LOGGER.error("%s The run goes on (--on-save-error continue).", error)
+            self.failure = error
             return
-        self.last, self._order = path, position.order()
+        self.last, self._order, self.failure = path, position.order(), None
         best = best_row(position.history)
         self.store.prune(path, best["epoch"] if best else None)

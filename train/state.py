@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from checkpoint.params import CheckpointError
+from checkpoint.params import CheckpointError, compare, raise_misfit
 from mxnet_compat import mx
 
 STATISTICS = ("moving_mean", "moving_var", "running_mean", "running_var")
@@ -51,22 +51,19 @@ def restore_parameters(block: mx.gluon.Block, arrays: Mapping[str, Any], source:
     Raises
     ------
     CheckpointError
-        Naming every parameter that is missing, extra or of another shape.
+        Naming the parameters that are missing, extra or of another shape.
     """
     given = {name.split(":", 1)[-1]: value for name, value in arrays.items()}
     wanted = named_parameters(block)
-    problems = [f"missing: {name}" for name in wanted if name not in given]
-    problems += [f"not in the network: {name}" for name in given if name not in wanted]
-    for name, parameter in wanted.items():
-        if name in given and parameter.shape and 0 not in parameter.shape:
-            ours, theirs = tuple(parameter.shape), tuple(given[name].shape)
-            if ours != theirs:
-                problems.append(f"{name} has shape {theirs}, the network wants {ours}")
-    if problems:
-        raise CheckpointError(
-            f"{source} does not fit the network:\n  " + "\n  ".join(problems) + "\n"
-            "Start with the network and number of classes that it was trained with."
-        )
+    # A shape that is to come from the first batch is not compared.
+    shapes = {
+        name: tuple(p.shape) if p.shape and 0 not in p.shape else None for name, p in wanted.items()
+    }
+    raise_misfit(
+        lambda listed: compare(shapes, given, listed=listed),
+        f"{source} does not fit the network",
+        "Start with the network and number of classes that it was trained with.",
+    )
     for name, parameter in wanted.items():
         # As Gluon's own loading: also where the shape was to come from the first batch.
         parameter.shape = given[name].shape

@@ -241,6 +241,9 @@ class WorkerPool(InlinePool):
         environment.update(OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1")
         descriptors = [theirs.fileno(), self._job_file, self._memory]
         arguments = [*map(str, descriptors), str(os.getpid()), os.getcwd()]
+        # Until the worker ignores it, Ctrl-C must find no Python that answers with a trace: the
+        # process inherits what this thread blocks.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
         try:
             process = subprocess.Popen(
                 [sys.executable, "-m", module, *arguments],
@@ -251,6 +254,7 @@ class WorkerPool(InlinePool):
                 pass_fds=[descriptor for descriptor in descriptors if descriptor >= 0],
             )
         finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
             theirs.close()
         return _Worker(number, process, ours)
 

@@ -4,8 +4,11 @@ A sample is a pure function of (dataset, seed key, item): it carries no state fr
 so any number of workers gives the same batches. Nothing here needs MXNet.
 """
 
+import errno
+import os
+import stat
 from collections.abc import Sequence
-from typing import Any, NamedTuple, Optional
+from typing import IO, Any, NamedTuple, Optional
 
 import numpy as np
 
@@ -27,6 +30,26 @@ class UnreadableFile(GloReError):
 
     def __str__(self) -> str:
         return f"cannot read the {self.kind} {self.path}: {self.reason}"
+
+
+def open_file(path: str) -> IO[bytes]:
+    """Open a file of samples for reading.
+
+    A pipe would be waited for, and a device such as ``/dev/zero`` read until memory is full.
+
+    Raises
+    ------
+    OSError
+        It cannot be opened, or is no plain file.
+    """
+    try:
+        handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except ValueError as error:  # a zero byte in the name
+        raise OSError(errno.EINVAL, str(error)) from None
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        os.close(handle)
+        raise OSError(errno.EINVAL, "it is a folder, a pipe or a device, and no file")
+    return open(handle, "rb")
 
 
 def generator(seed: int, domain: int, *position: int) -> np.random.Generator:

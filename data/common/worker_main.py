@@ -101,6 +101,11 @@ def main(arguments: list[str]) -> int:
     except Exception:
         connection.send((FAILED, traceback.format_exc()))
         return 1
+    # What libpng, decord and FFmpeg write there by themselves is said by us, once for each file.
+    own = os.dup(2)
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+    sys.stderr = os.fdopen(own, "w", buffering=1)
+    faulthandler.enable()
     connection.send((READY, None))
     while True:
         task = tasks.get()

@@ -11,7 +11,7 @@ import numpy as np
 
 from glore_common import UsageError, progress
 
-from ..common.samples import Dataset, Sample
+from ..common.samples import Dataset, Sample, open_file
 from ..common.transforms import Compose, Resize
 from .decode import ImageError, decode_image, header_of
 from .records import RecordError, read_record, unpack
@@ -109,7 +109,7 @@ class ImageDataset(Dataset):
                         content = unpack(read_record(stream, sample.where))[1]
                     header = header_of(io.BytesIO(content))
                 else:
-                    with open(self.source.name(index), "rb") as stream:
+                    with open_file(self.source.name(index)) as stream:
                         header = header_of(stream)
                 if header is None:
                     return short_side, short_side
@@ -165,7 +165,7 @@ class ImageDataset(Dataset):
         """Return the encoded bytes of a sample and its label."""
         try:
             if not self.source.records:
-                with open(name, "rb") as stream:
+                with open_file(name) as stream:
                     return stream.read(), label
             if self._stream is None:
                 self._stream = open(self.source.root, "rb")  # noqa: SIM115  (see finish)
@@ -175,7 +175,8 @@ class ImageDataset(Dataset):
         except RecordError as error:
             raise ImageError(name, str(error)) from None
         found = float(labels[0])
-        if len(labels) != 1 or found != int(found) or not 0 <= found < self.source.num_classes:
+        # What is no number is in no range.
+        if len(labels) != 1 or not (0 <= found < self.source.num_classes and found.is_integer()):
             raise SourceError(
                 f"{name}: the label {', '.join(f'{value:g}' for value in labels)} is no class in "
                 f"0 to {self.source.num_classes - 1}."

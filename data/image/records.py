@@ -8,6 +8,7 @@ several parts. The content is ``flag, label, id, id2``, ``flag`` further labels,
 """
 
 import os
+import re
 import struct
 from collections.abc import Sequence
 from typing import IO
@@ -208,7 +209,8 @@ def read_index(path: str, record_path: str) -> list[tuple[int, int]]:
             columns = line.split()
             if not columns:
                 continue
-            if len(columns) != 2 or not all(column.isdigit() for column in columns):
+            # So many digits are a place beyond any file, and more than a file can be moved to.
+            if len(columns) != 2 or not all(re.fullmatch(r"\d{1,18}", c) for c in columns):
                 raise RecordError(
                     f"{path}:{number}: expected 'key<TAB>offset', found {line.strip()!r}. Delete "
                     "the file to have the records found by a scan."
@@ -226,7 +228,8 @@ def _check_last(path, record_path, offset):
         kind = None
         while kind not in (WHOLE, LAST):
             try:
-                part = _read_part(stream, offset)
+                # Not every file can be moved to any place.
+                part = _read_part(stream, offset) if offset < size else None
                 if part is None or part[2] > size:
                     raise RecordError(f"it ends within the record at byte {offset}")
             except RecordError as error:

@@ -27,6 +27,7 @@ PARTS = ("train", "training", "val", "valid", "validation", "test", "testing")
 # Records whose labels are looked at before their turn.
 LOOKED_AT = 64
 DEFAULT_MAX_PIXELS = 100_000_000
+MOST_CLASSES = 1_000_000
 
 # (left, top, width, height) in pixels.
 Box = tuple[float, float, float, float]
@@ -256,8 +257,10 @@ def _some(names):
 
 
 def _check_label(label, num_classes, place):
-    if label < 0 or (num_classes is not None and label >= num_classes):
-        allowed = f"0 to {num_classes - 1}" if num_classes is not None else "0 or more"
+    # Without a number of classes the largest label gives it, and with it the classifier's size.
+    most = MOST_CLASSES if num_classes is None else num_classes
+    if not 0 <= label < most:
+        allowed = f"0 to {most - 1}"
         raise SourceError(f"{place}: label {label} is out of range ({allowed}).")
 
 
@@ -379,7 +382,7 @@ def read_image_records(
     if not indexed or num_classes is None:
         offsets, values = scan_records(path)
         for offset, value in zip(offsets, values):
-            if value != int(value):
+            if not value.is_integer():
                 raise SourceError(
                     f"{path} (byte {offset}): the label {value:g} is no whole number, but a class "
                     "is needed."

@@ -53,8 +53,8 @@ def _check_file(path):
     """Raise VideoError for what the operating system can tell; return the size in bytes."""
     try:
         status = os.stat(path)
-    except OSError as error:
-        raise VideoError(path, error.strerror or str(error)) from None
+    except (OSError, ValueError) as error:  # a zero byte in the name
+        raise VideoError(path, getattr(error, "strerror", None) or str(error)) from None
     if not stat.S_ISREG(status.st_mode):
         # A pipe would be waited for, /dev/zero read until memory is full.
         raise VideoError(path, "it is a folder, a pipe or a device, and no file")

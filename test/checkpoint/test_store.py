@@ -1,9 +1,12 @@
 """Checkpoints: round trip, MXNet's own readers, damage, choice and pruning."""
 
+import glob
 import json
 import logging
 import os
 import resource
+import threading
+import time
 
 import numpy as np
 import pytest
@@ -11,8 +14,8 @@ import pytest
 from checkpoint import manifest
 from checkpoint.manifest import Manifest, Position, read_manifest
 from checkpoint.params import CheckpointError, SaveError, read_params, write_params
-from checkpoint.store import CheckpointStore, read_checkpoint
-from glore_common import UsageError
+from checkpoint.store import CheckpointStore, read_checkpoint, task_lock
+from glore_common import UsageError, file_lock
 from mxnet_compat import mx
 from train.optimizer import NesterovSGD
 from train.state import (
@@ -272,7 +275,7 @@ def test_other_network_is_refused_with_all_differences(store):
     block.collect_params()["fc1_weight"].shape = (6, 5)
     with pytest.raises(CheckpointError) as error:
         load(read_checkpoint(store.epoch_path(1)), block, trainer)
-    assert "fc1_weight has shape (4, 5), the network wants (6, 5)" in str(error.value)
+    assert "of another shape (1): fc1_weight is (4, 5), the network has (6, 5)" in str(error.value)
 
 
 def test_states_are_no_pickle(store):
@@ -405,3 +408,126 @@ def test_cleaning_leaves_whole_and_damaged_checkpoints_alone(store):
     store.clean()
     assert store.paths() == [store.epoch_path(1), store.epoch_path(2)]
     assert store.choose("auto").path == store.epoch_path(1)
+
+
+def in_fork(work):
+    """Run ``work`` in a copy of this process; return its exit status."""
+    child = os.fork()
+    if child == 0:
+        try:
+            work()
+            os._exit(0)
+        except SaveError:
+            os._exit(3)
+        except BaseException:
+            os._exit(4)
+    return os.WEXITSTATUS(os.waitpid(child, 0)[1])
+
+
+ARRAYS = {"arg:w": np.arange(3000, dtype="float32"), "aux:v": np.ones(4, "float32")}
+
+
+def save_plain(store, epoch):
+    store.save(store.epoch_path(epoch), ARRAYS, {"0:w": ARRAYS["arg:w"]}, Manifest(Position(epoch)))
+
+
+@pytest.mark.parametrize("earlier", [False, True])
+def test_a_kill_at_any_moment_of_a_save_loses_nothing_whole(store, monkeypatch, earlier):
+    # At each place where a save changes the disk: the process ends there, and the next run begins.
+    if earlier:
+        save_plain(store, 1)
+    count = [0]
+
+    def dies_at(last, function):
+        def called(*arguments, **options):
+            count[0] += 1
+            if count[0] == last:
+                os._exit(9)
+            return function(*arguments, **options)
+
+        return called
+
+    names = ("open", "replace", "fsync", "remove", "close", "rename")
+    plain = {name: getattr(os, name) for name in names}
+    survived = 0
+    for last in range(1, 100):
+
+        def work(last=last):
+            for name, function in plain.items():
+                monkeypatch.setattr(os, name, dies_at(last, function))
+            save_plain(store, 2)
+
+        status = in_fork(work)
+        store.clean()
+        newest = store.newest()
+        survived += status == 9
+        if status == 0:
+            assert newest.path == store.epoch_path(2)
+            break
+        assert status == 9
+        if newest is None or newest.path == store.epoch_path(1):
+            assert (newest is not None) == earlier
+            assert store.newer_than(newest) == []
+        else:
+            # Killed after all was in place.
+            assert newest.path == store.epoch_path(2)
+            store.remove(newest.path)
+        assert not glob.glob(os.path.join(glob.escape(store.model_dir), ".*.tmp*"))
+    assert survived > 15
+
+
+@pytest.mark.parametrize("file", ["params", "states", "json"])
+def test_a_file_that_is_cut_short_by_a_limit_never_counts(store, file):
+    save_plain(store, 1)
+    size = os.path.getsize(f"{store.epoch_path(1)}.{file}")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    # Also in the last page, and at the last byte, which a buffer would hold back.
+    for limit in (0, 1, 24, size // 2, size - 4097, size - 4096, size - 100, size - 1):
+        if limit < 0:
+            continue
+
+        def work(limit=limit):
+            resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
+            save_plain(store, 2)
+
+        assert in_fork(work) == 3, limit
+        store.remove(store.epoch_path(2))
+        assert store.newest().path == store.epoch_path(1)
+        assert len(os.listdir(store.model_dir)) == 3
+
+
+def test_parameters_are_the_bytes_of_mxnet(tmp_path):
+    kinds = ("float32", "float64", "float16", "uint8", "int32", "int8", "int64", "bool")
+    arrays = {f"arg:{kind}": np.ones((2, 3), kind) for kind in kinds}
+    write_params(str(tmp_path / "ours"), arrays)
+    mx.nd.save(
+        str(tmp_path / "theirs"),
+        {name: mx.nd.array(value, dtype=value.dtype) for name, value in arrays.items()},
+    )
+    assert (tmp_path / "ours").read_bytes() == (tmp_path / "theirs").read_bytes()
+
+
+def test_a_refused_run_leaves_no_file_and_a_lock_can_be_taken_back(tmp_path):
+    folder = str(tmp_path / "new" / "models")
+    with pytest.raises(CheckpointError, match="no"), task_lock(folder, "t"):
+        raise CheckpointError("no")
+    assert os.listdir(tmp_path) == []
+    # Who waits for a lock that its holder takes back does not hold what nobody sees.
+    path = str(tmp_path / "lock")
+    waits = threading.Event()
+
+    def second():
+        waits.set()
+        with file_lock(path, 30.0):
+            assert os.path.exists(path)
+            found.append(os.stat(path).st_ino)
+
+    found = []
+    thread = threading.Thread(target=second)
+    with file_lock(path):
+        thread.start()
+        waits.wait()
+        time.sleep(0.3)
+        os.remove(path)
+    thread.join()
+    assert len(found) == 1

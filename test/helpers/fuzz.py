@@ -6,6 +6,7 @@ it otherwise than with 0. A program of its own, so that a crash is seen and ends
 
 import collections
 import json
+import math
 import os
 import random
 import re
@@ -18,7 +19,8 @@ from torch_files import as_zip, p_tensor, whole
 
 from checkpoint.graph import read_symbol
 from checkpoint.manifest import Manifest, Position, read_manifest, write_manifest
-from checkpoint.params import read_params, write_params
+from checkpoint.params import infer_shapes, is_label, param_shapes, read_params, write_params
+from checkpoint.safetensors_file import read_safetensors, write_safetensors
 from checkpoint.torch_file import read_torch_file
 from cluster.hosts import read_hosts
 from data.image.records import read_index, read_record, scan_records, unpack
@@ -68,7 +70,30 @@ def mutated(content, rng):
 def of_symbol(folder):
     symbol, _ = get_symbol("resnet18_w-glore_1-1", 4, crop_size=64)
     symbol.save(path := os.path.join(folder, "x-symbol.json"))
-    return path, read_symbol
+
+    def read(path):
+        # A graph that is taken must also be one that can be used.
+        found = infer_shapes(read_symbol(path), {"data": (1, 3, 64, 64)})
+        if sum(math.prod(shape) for _, shape in found) > 2**26:
+            return
+        args, auxs = param_shapes(symbol := read_symbol(path), {"data": (1, 3, 64, 64)})
+        values = {name: mx.nd.ones(shape) for name, shape in {**args, **auxs}.items()}
+        values.update(
+            (name, mx.nd.ones((1,))) for name in symbol.list_arguments() if is_label(name)
+        )
+        values["data"] = mx.nd.ones((1, 3, 64, 64))
+        try:
+            executor = symbol.bind(
+                mx.cpu(),
+                {name: values[name] for name in symbol.list_arguments()},
+                aux_states={name: values[name] for name in symbol.list_auxiliary_states()},
+            )
+            for output in executor.forward():
+                output.wait_to_read()
+        except mx.MXNetError as error:
+            raise GloReError(str(error)) from error
+
+    return path, read
 
 
 def of_params(folder):
@@ -112,6 +137,12 @@ def of_torch(folder):
     return path, read_torch_file
 
 
+def of_safetensors(folder):
+    path = os.path.join(folder, "x.safetensors")
+    write_safetensors(path, {"a": np.ones((2, 3), "float32"), "b": np.ones(2, "float16")}, {})
+    return path, read_safetensors
+
+
 def of_records(folder):
     path = os.path.join(folder, "x.rec")
     record = mx.recordio.MXIndexedRecordIO(os.path.join(folder, "x.idx"), path, "w")
@@ -145,6 +176,7 @@ READERS = {
     "params": of_params,
     "manifest": of_manifest,
     "torch": of_torch,
+    "safetensors": of_safetensors,
     "records": of_records,
     "index": of_index,
     "video-list": lambda folder: of_text(

@@ -1,5 +1,8 @@
 """Counting parameters and multiply-adds: published figures, and small graphs by hand."""
 
+import matplotlib.colors
+import matplotlib.image
+import numpy as np
 import pytest
 from golden_weights import read_table
 
@@ -7,6 +10,7 @@ from benchmark import block_cost
 from glore_common import GloReError, UsageError
 from mxnet_compat import mx
 from network import get_spec, get_symbol, list_networks, summary
+from network.picture import INPUT, INSERTED, PLAIN, places_of
 from network.specs import PUBLISHED_TOP1
 from network.summary import count
 
@@ -228,10 +232,8 @@ def test_pictures_are_drawn_by_graphviz(tmp_path, monkeypatch):
         summary.main(["TINY_3D", "--graph", str(tmp_path / "net.xyz")])
     assert not (tmp_path / "net.xyz").exists()
     program.unlink()
-    with pytest.raises(GloReError, match="dot is not installed .*dot -Tpng .*net.dot"):
-        summary.main(["TINY_3D", "--graph", str(picture)])
-    with pytest.raises(UsageError, match="has no ending"):
-        summary.main(["TINY_3D", "--graph", str(tmp_path / "net")])
+    summary.main(["TINY_3D", "--graph", str(picture)])
+    assert picture.read_bytes().startswith(b"\x89PNG")
 
 
 def test_a_study_is_listed_when_asked_for(capsys):
@@ -278,6 +280,43 @@ def test_command_line(capsys, tmp_path):
 def test_wrong_command_lines_are_explained(arguments, message):
     with pytest.raises(UsageError, match=message):
         summary.main(arguments)
+
+
+def test_a_picture_needs_no_graphviz(tmp_path, monkeypatch):
+    monkeypatch.setattr(summary.shutil, "which", lambda name: None)
+    symbol, conf = get_symbol("resnet18_w-glore_1-1", crop_size=64)
+    nodes, inputs = summary.operations(symbol, conf), ["data"]
+    places = places_of(nodes, inputs)
+    assert len(set(places.values())) == len(places) == len(nodes) + 1
+    for node in nodes:
+        for source in set(node.inputs) & set(places):
+            (x, y), (to_x, to_y) = places[source], places[node.name]
+            # Below, or in a later column.
+            assert to_y > y or to_x > x + 0.9
+    for ending, start in ((".png", b"\x89PNG"), (".svg", b"<?xml"), (".PDF", b"%PDF")):
+        path = tmp_path / f"x{ending}"
+        summary.draw(symbol, conf, str(path))
+        assert path.read_bytes().startswith(start)
+    pixels = matplotlib.image.imread(tmp_path / "x.png")
+    # The network's and the units' boxes, and the input's.
+    for colour in (PLAIN, INSERTED, INPUT):
+        rgb = matplotlib.colors.to_rgb(colour)
+        assert (np.abs(pixels[..., :3] - rgb) < 0.01).all(axis=-1).sum() > 3000
+    for name in ("x", "x.bmp"):
+        with pytest.raises(UsageError, match=r"give \.png, \.svg, \.pdf or \.dot"):
+            summary.draw(symbol, conf, str(tmp_path / name))
+
+
+@pytest.mark.parametrize("network", ["TINY_GLORE", "resnet18", "RESNET50_GLORE", "dpn92"])
+def test_block_costs_have_blocks_for_every_network(network):
+    for block in block_cost.blocks_for(network):
+        assert get_symbol(network, block=block)
+
+
+def test_block_costs_of_a_resnet50():
+    assert block_cost.blocks_for("resnet50") == [
+        *("gc", "gc@4:5/after", "se", "snl", "nl", "nl@4:1,3,5", "glore@0-3", "glore@2-3")
+    ]
 
 
 def test_block_costs_are_measured_side_by_side(capsys):

@@ -1,5 +1,6 @@
 """Kills, full disks and hang-ups in a run's first saves: nothing whole is lost."""
 
+import errno
 import glob
 import json
 import logging
@@ -14,7 +15,8 @@ import time
 import numpy as np
 import pytest
 
-from checkpoint.params import read_params
+from checkpoint.params import CheckpointError, read_params
+from glore_common import UsageError, atomic_path
 from train.report import log_to
 
 STEPS = 24
@@ -107,6 +109,29 @@ def test_a_hang_up_saves(root, tmp_path, undisturbed):
     assert_same(newest(tmp_path, "t"), undisturbed)
 
 
+def test_nohup_is_an_answer_to_a_hang_up(root, tmp_path):
+    words = command(root, tmp_path, "t", pause=0.05)
+    process = start(
+        root, tmp_path, *words, preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    )
+    while "Epoch [1]" not in process.stderr.readline():
+        assert process.poll() is None
+    process.send_signal(signal.SIGHUP)
+    _, errors = process.communicate()
+    assert process.returncode == 0, errors
+
+
+def test_a_signal_after_a_save_that_failed_says_what_is_lost(root, tmp_path):
+    words = command(root, tmp_path, "t", on_save_error="continue", pause=0.05)
+    process = start(root, tmp_path, *words, preexec_fn=limit_files(300))
+    while "The run goes on" not in process.stderr.readline():
+        assert process.poll() is None
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate()
+    assert process.returncode == 128 + signal.SIGTERM, errors
+    assert "stopped; the last steps are lost. There is no checkpoint yet." in errors
+
+
 def limit_files(size):
     def limit():
         resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
@@ -114,18 +139,17 @@ def limit_files(size):
     return limit
 
 
-@pytest.mark.parametrize(("answer", "code"), [("stop", 1), ("continue", 0)])
-def test_checkpoints_that_cannot_be_written(root, tmp_path, answer, code):
+@pytest.mark.parametrize("answer", ["stop", "continue"])
+def test_checkpoints_that_cannot_be_written(root, tmp_path, answer):
     # Room for nothing of a checkpoint: the run says so, once for each, and goes on if told to.
     words = command(root, tmp_path, "t", on_save_error=answer)
     process = start(root, tmp_path, *words, preexec_fn=limit_files(300))
     _, errors = process.communicate()
-    assert process.returncode == code, errors
+    assert process.returncode == 1, errors
     assert "Traceback" not in errors
     assert "cannot be written: File too large. Raise the limit of file sizes (ulimit -f)." in errors
-    assert errors.count("The run goes on") == (
-        0 if answer == "stop" else errors.count("(ulimit -f)")
-    )
+    assert errors.count("The run goes on") == (STEPS if answer == "continue" else 0)
+    assert ("its result could not be saved" in errors) == (answer == "continue")
     assert glob.glob(str(tmp_path / "t_*.params")) + glob.glob(str(tmp_path / "*.tmp*")) == []
 
 
@@ -139,3 +163,24 @@ def test_a_log_that_cannot_be_written_costs_the_log(tmp_path, capsys):
     assert "line 2" in said
     assert said.count("there is no log file from here on") == 1
     assert "Traceback" not in said
+
+
+@pytest.mark.parametrize("error", [UsageError("no"), CheckpointError("no")])
+def test_a_refused_run_leaves_no_log(tmp_path, error):
+    path = tmp_path / "exps" / "logs" / "t.log"
+    with pytest.raises(type(error)), log_to(str(path)):
+        raise error
+    assert os.listdir(tmp_path) == []
+    # Neither an older log nor that of a run that has done something is taken back.
+    for step_line in (True, False):
+        with pytest.raises(type(error)), log_to(str(path)):
+            logging.getLogger("glore").info("here", extra={"step_line": step_line})
+            raise error
+        assert "here" in path.read_text()
+
+
+def test_an_error_of_the_disk_names_the_file(tmp_path):
+    with pytest.raises(OSError, match="No space left") as info, atomic_path(tmp_path / "x.png"):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    assert info.value.filename == str(tmp_path / "x.png")
+    assert os.listdir(tmp_path) == []
