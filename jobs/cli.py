@@ -12,6 +12,7 @@ COMMANDS = {
     "train-imagenet": ("train_imagenet", "train an image network"),
     "train-classifier": ("train_classifier", "train a fine-grained image classifier"),
     "evaluate": ("evaluate", "test a checkpoint on clips or images"),
+    "explain": ("explain", "draw what the blocks of a network do on images or clips"),
     "compare-released": ("compare_released", "compare the released weights with this code"),
     "launch": ("launch", "run a training command as a job of several processes"),
     "doctor": ("doctor", "say what this machine has and lacks"),
