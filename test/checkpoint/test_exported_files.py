@@ -59,7 +59,7 @@ def test_a_torch_file_is_laid_out_as_pytorch_does(tmp_path):
         "torch._utils _rebuild_tensor_v2",
     }
     with pytest.raises(CheckpointError, match="which PyTorch has not"):
-        write_torch_file(path, {"c": np.zeros(1, "c8")})
+        write_torch_file(path, {"c": np.zeros(1, "u2")})
     assert read_torch_file(path)
 
 
