@@ -12,7 +12,6 @@ import html
 import logging
 import os
 from collections.abc import Sequence
-from fractions import Fraction
 from typing import Any, NamedTuple, Optional
 
 import numpy as np
@@ -28,9 +27,9 @@ from data.common.transforms import (
 )
 from data.image.dataset import decode_image
 from data.image.source import EXTENSIONS
-from data.video.container import opened
 from data.video.readers import read_frames
 from data.video.sampler import EvenlySampling
+from data.video.windows import USUAL_RATE
 from dataset.video_plans import VIDEO_EXTENSIONS
 from glore_common import UsageError, atomic_path, progress, write_text
 from glore_options import parse
@@ -117,10 +116,8 @@ def read_input(path: str, model: Model, interval: int) -> tuple[Shown, np.ndarra
             picked.extend(EvenlySampling(facts.data_shape[1], interval).sample(total))
             return picked
 
-        frames, _ = read_frames(path, pick)
-        with opened(path) as (_, stream):
-            rate = float(stream.average_rate or stream.guessed_rate or Fraction(25))
-        seconds = tuple(index / rate for index in picked)
+        frames, found = read_frames(path, pick)
+        seconds = tuple(index / (found.rate or USUAL_RATE) for index in picked)
     else:
         with open(path, "rb") as stream:
             frames = decode_image(stream.read(), path)[None]

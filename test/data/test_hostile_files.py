@@ -17,7 +17,8 @@ from data.image.loaders import get_image_val_loader
 from data.image.options import ImageTestOptions
 from data.image.records import RecordError, read_index
 from data.image.source import SourceError, image_source_of_rows, read_image_records
-from data.video.readers import VideoError, check_file
+from data.video.container import VideoError
+from data.video.readers import read_frames
 
 
 def write_records(path, labels):
@@ -65,7 +66,7 @@ def test_videos_that_are_no_files(tmp_path, name):
     os.mkfifo(tmp_path / "pipe.avi")
     os.symlink("/dev/zero", tmp_path / "zero.avi")
     with pytest.raises(VideoError, match=r"and no file|null (byte|character)"):
-        check_file(os.path.join(tmp_path, name))
+        read_frames(os.path.join(tmp_path, name), lambda total: [0])
 
 
 def test_a_file_is_opened_as_always(tmp_path):
