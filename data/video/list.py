@@ -68,13 +68,11 @@ def _read_lines(path: str) -> Iterator[tuple[int, str]]:
             content = stream.read()
     except OSError as error:
         raise ListError(f"cannot read the video list {path}: {error.strerror}.") from error
+    if content.startswith((b"\xff\xfe", b"\xfe\xff")):
+        raise ListError(f"{path}: this is UTF-16 text; save the list as UTF-8.")
     for number, raw in enumerate(content.split(b"\n"), 1):
-        try:
-            line = raw.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r")
-        except UnicodeDecodeError as error:
-            raise ListError(
-                f"{path}:{number}: not UTF-8 text ({error.reason}); save the list as UTF-8."
-            ) from error
+        # Names in another encoding are those of the files as they are.
+        line = raw.decode("utf-8-sig" if number == 1 else "utf-8", "surrogateescape").rstrip("\r")
         if line.strip():
             yield number, line
 

@@ -88,6 +88,8 @@ def _open_decord(path: str) -> Any:
         return decord.VideoReader(path, num_threads=1)
     except (decord.DECORDError, RuntimeError) as error:
         raise _DecordError(path, _first_line(error)) from None
+    except UnicodeEncodeError:
+        raise _DecordError(path, "decord opens names in UTF-8 only") from None
 
 
 def _get_batch(reader: Any, path: str, indices: Sequence[int]) -> np.ndarray:

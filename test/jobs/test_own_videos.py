@@ -106,6 +106,28 @@ def test_classes_that_are_not_the_checkpoints_are_refused_at_once(walk, root):
     assert "the warm-up takes 99 steps, the run" in said
 
 
+def test_a_name_in_another_encoding_loses_no_results(walk, root):
+    folder, _ = walk
+    raw = folder / "data" / "foreign" / "raw"
+    shutil.copytree(folder / "data" / "mine" / "raw", raw)
+    path = raw / "list_cvt" / "val.txt"
+    rows = path.read_bytes().splitlines()
+    name = rows[0].split(None, 2)[2]
+    new = name.replace(b".", b"\xdf.")
+    videos = os.fsencode(raw / "data" / "val")
+    os.rename(os.path.join(videos, name), os.path.join(videos, new))
+    path.write_bytes(b"\n".join([rows[0].replace(name, new), *rows[1:], b""]))
+    checkpoint = os.path.join("exps", "models", "mine_TINY_GLORE_ep")
+    evaluate = (os.path.join(root, "evaluate.py"), checkpoint, "--gpus", "", "--output", "foreign")
+    said = call(root, folder, *evaluate, "--dataset", "foreign", "--data-root", "data")
+    assert "Testing    3 videos of foreign" in said
+    with open(folder / "foreign.json") as stream:
+        assert json.load(stream)["count"] == 3
+    written = [file for file in os.listdir(folder) if file.startswith("foreign")]
+    texts = [(folder / file).read_bytes() for file in written]
+    assert any(b"\\udcdf." in text for text in texts)
+
+
 @pytest.mark.slow
 def test_equal_runs_on_packed_b_frames_give_one_file(root, tmp_path):
     for name in ("packed", "packed_1gop"):

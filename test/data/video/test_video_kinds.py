@@ -248,9 +248,7 @@ def test_videos_are_read_by_av_in_one_file_only(root):
     import pathlib
 
     files = [
-        path
-        for room in ("data", "dataset")
-        for path in pathlib.Path(root, room).rglob("*.py")
+        path for room in ("data", "dataset") for path in pathlib.Path(root, room).rglob("*.py")
     ]
     importers = [
         path.relative_to(root).as_posix()

@@ -2,9 +2,11 @@
 
 import os
 
+import numpy as np
 import pytest
+from videos import write_video
 
-from data.video.container import DECORD, FROM_START, Turn, VideoFacts
+from data.video.container import DECORD, FROM_START, Turn, VideoError, VideoFacts
 from data.video.list import (
     FrameCounts,
     ListError,
@@ -12,6 +14,7 @@ from data.video.list import (
     read_video_list,
     without_absent,
 )
+from data.video.readers import read_frames
 
 
 def write(folder, text, name="list.txt", encoding="utf-8"):
@@ -59,10 +62,27 @@ def test_wrong_row_names_file_and_line(tmp_path, text, line, says):
     assert str(caught.value).startswith(f"{path}:{line}: ")
 
 
-def test_not_utf8_names_the_line(tmp_path):
-    path = write(tmp_path, "0 0 a.mp4\n1 0 ü.mp4\n", encoding="latin-1")
-    with pytest.raises(ListError, match=r"list\.txt:2: not UTF-8"):
-        read_video_list(path, tmp_path)
+def test_names_in_another_encoding_are_those_of_the_files(tmp_path):
+    path = write(tmp_path, "0 0 a.mp4\n1 0 ü.avi\n", encoding="latin-1")
+    videos = read_video_list(path, tmp_path)
+    name = videos.full_path(1)
+    assert os.fsencode(name) == os.fsencode(tmp_path) + b"/\xfc.avi"
+    write_video(tmp_path / "u.avi", frames=12)
+    os.rename(tmp_path / "u.avi", name)
+    frames, facts = read_frames(name, lambda total: [3, 5])
+    assert facts.frames == 12
+    np.testing.assert_array_equal(frames, read_frames(name, lambda total: [3, 5], facts=facts)[0])
+    counts = FrameCounts(videos)
+    counts.note(1, facts)
+    counts.save()
+    assert FrameCounts(videos).noted(1) == facts
+    with pytest.raises(VideoError, match="\udcfc.*decord opens names in UTF-8 only"):
+        read_frames(name, lambda total: [3], decoder="decord")
+
+
+def test_a_list_in_utf16_is_no_list(tmp_path):
+    with pytest.raises(ListError, match=r"list\.txt: this is UTF-16 text; save the list as UTF-8"):
+        read_video_list(write(tmp_path, "0 0 a.mp4\n", encoding="utf-16"), tmp_path)
 
 
 def test_missing_empty_and_rootless_lists(tmp_path):
