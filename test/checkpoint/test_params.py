@@ -109,7 +109,9 @@ def test_values_that_are_not_finite_are_named(value):
 
 def test_arrays_of_any_kind_are_taken(tmp_path):
     path = str(tmp_path / "x.params")
-    write_params(path, {"a": mx.nd.ones((2,)), "b": np.array(np.float32(3)), "c": np.ones((2, 2)).T})
+    write_params(
+        path, {"a": mx.nd.ones((2,)), "b": np.array(np.float32(3)), "c": np.ones((2, 2)).T}
+    )
     found = read_params(path)
     assert {name: value.shape for name, value in found.items()} == {
         **{"a": (2,), "b": (1,), "c": (2, 2)}
