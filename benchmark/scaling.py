@@ -25,7 +25,7 @@ from typing import Optional
 
 import numpy as np
 
-from glore_common import GloReError, UsageError, run_main, write_text
+from glore_common import GloReError, UsageError, check_writable, run_main, write_text
 from glore_options import (
     JobOptions,
     Options,
@@ -221,6 +221,7 @@ def main(argv: Optional[list[str]] = None) -> int:
         return 0
     if args.counts[:1] != (1,):
         raise UsageError("--counts begins with 1, what the others are compared with")
+    check_writable(f"{args.output}.json", "--output")
     symbol, conf = args.symbol()
     params = count(symbol, conf).params
     results = {

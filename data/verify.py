@@ -14,7 +14,7 @@ import os
 import sys
 from typing import Any, Optional
 
-from glore_common import UsageError, module_command, progress, run_main, write_text
+from glore_common import UsageError, check_writable, module_command, progress, run_main, write_text
 
 from .common.pool import Task, WorkerError, WorkerPool
 from .common.worker_main import BAD, DONE, REFUSED
@@ -168,13 +168,7 @@ def _check_places(video_list, *paths):
     for path in paths:
         if os.path.realpath(path) == os.path.realpath(video_list.path):
             raise UsageError(f"the output must not overwrite the list itself: {path}")
-        folder = os.path.dirname(os.path.abspath(path))
-        while not os.path.exists(folder):
-            folder = os.path.dirname(folder)
-        if os.path.isdir(path) or not os.path.isdir(folder) or not os.access(folder, os.W_OK):
-            raise UsageError(
-                f"cannot write {path}: choose another place with --report and --clean-list."
-            )
+        check_writable(path, "--report or --clean-list:")
 
 
 def make_parser() -> argparse.ArgumentParser:

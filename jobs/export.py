@@ -18,7 +18,7 @@ from checkpoint.params import Arrays, CheckpointError, numpy_of
 from checkpoint.safetensors_file import write_safetensors
 from checkpoint.torch_file import write_torch_file
 from checkpoint.torch_names import to_mxnet_name, to_torch_name
-from glore_common import UsageError, command
+from glore_common import UsageError, check_writable, command
 from glore_options import JobOptions, Options, group, option, parse, positive_float, positive_int
 from mxnet_compat import mx
 from network.onnx_graph import OnnxError, OnnxNet, difference, write_onnx
@@ -111,6 +111,7 @@ def main(argv: Optional[list[str]] = None) -> None:
     ending = os.path.splitext(path)[1].lower()
     if ending not in (".onnx", ".pth", ".safetensors"):
         raise UsageError(f"{path} must end in .onnx, .pth or .safetensors: {usage}")
+    check_writable(path, "the exported file")
     with log_to():
         model = open_model(
             weights.weights,

@@ -17,7 +17,7 @@ from typing import Any, Optional
 import numpy as np
 
 from data.common.options import PixelOptions
-from glore_common import GloReError, UsageError, atomic_path, command
+from glore_common import GloReError, UsageError, atomic_path, check_writable, command
 from glore_options import JobOptions, Options, group, option, parse, positive_int
 from network.builder import logits
 from train.devices import contexts_of
@@ -267,6 +267,10 @@ def main(argv: Optional[list[str]] = None) -> int:
     with log_to(wanted.log_file or None):
         if options.network.weights is None or not wanted.to:
             raise UsageError(f"say: {command('extract_features')} CHECKPOINT PATH ... --to DIR")
+        check_writable(
+            wanted.to if wanted.to.lower().endswith(".npz") else os.path.join(wanted.to, "x"),
+            "--to",
+        )
         model = read_model(options)
         asked = options.files.inputs or options.files.list
         if not asked and not wanted.query:

@@ -14,7 +14,7 @@ import pytest
 from checkpoint import manifest
 from checkpoint.manifest import Manifest, Position, read_manifest
 from checkpoint.params import CheckpointError, SaveError, read_params, write_params
-from checkpoint.store import CheckpointStore, read_checkpoint, task_lock
+from checkpoint.store import CheckpointStore, read_checkpoint, task_lock, wait_for_checkpoint
 from glore_common import UsageError, file_lock
 from mxnet_compat import mx
 from train.optimizer import NesterovSGD
@@ -531,3 +531,25 @@ def test_a_refused_run_leaves_no_file_and_a_lock_can_be_taken_back(tmp_path):
         os.remove(path)
     thread.join()
     assert len(found) == 1
+
+
+def test_a_checkpoint_is_waited_for_and_not_for_ever(store):
+    save_plain(store, 1)
+    path = store.epoch_path(1)
+    os.rename(f"{path}.json", f"{path}.later")
+    began = time.monotonic()
+    with pytest.raises(CheckpointError, match="did not see whole within 0.5 s"):
+        wait_for_checkpoint(path, 0.5)
+    assert 0.5 <= time.monotonic() - began < 5
+    thread = threading.Timer(0.5, os.rename, (f"{path}.later", f"{path}.json"))
+    thread.start()
+    began = time.monotonic()
+    assert wait_for_checkpoint(path, 60).path == path
+    assert 0.4 <= time.monotonic() - began < 30
+    thread.join()
+
+
+def test_keep_is_a_number_of_checkpoints(tmp_path):
+    with pytest.raises(UsageError, match="0 .all. or more"):
+        CheckpointStore(str(tmp_path), "t", -1)
+    assert CheckpointStore(str(tmp_path), "t").keep == 0

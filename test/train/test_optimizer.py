@@ -5,7 +5,7 @@ import pytest
 
 from glore_common import UsageError
 from mxnet_compat import mx
-from train.optimizer import NesterovSGD
+from train.optimizer import MOST_AT_ONCE, NesterovSGD, make_optimizer
 from train.schedule import MultiFactorScheduler
 
 RATES = (0.1, 0.2, 0.05, 0.05, 0.3, 0.1)
@@ -111,3 +111,23 @@ def test_clipping_comes_before_the_decay():
 def test_bad_momentum():
     with pytest.raises(UsageError, match="momentum"):
         NesterovSGD(momentum=1.5)
+
+
+def test_optimizers_by_name():
+    kinds = {"nesterov": NesterovSGD, "sgd": mx.optimizer.SGD, "nag": mx.optimizer.NAG}
+    for name, kind in kinds.items():
+        optimizer = make_optimizer(name, 0.8, 0.01)
+        assert type(optimizer) is kind
+        assert (optimizer.momentum, optimizer.wd) == (0.8, 0.01)
+        assert optimizer.multi_precision
+    with pytest.raises(UsageError, match="unknown optimiser 'nesterow'; known are nesterov"):
+        make_optimizer("nesterow", 0.9, 0.0)
+
+
+def test_defaults():
+    optimizer = NesterovSGD()
+    assert (optimizer.momentum, optimizer.nesterov, optimizer.wd) == (0.9, True, 0.0)
+    assert (optimizer.rescale_grad, optimizer.clip_gradient) == (1.0, None)
+    assert NesterovSGD(momentum=0.0).momentum == 0.0
+    # What MXNet's multi-tensor operators have room for.
+    assert optimizer.aggregate_num == MOST_AT_ONCE == 32

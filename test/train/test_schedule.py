@@ -108,6 +108,33 @@ def test_defaults_of_a_schedule():
     # Power 0.9 down to 0, without a warm-up.
     poly = make_schedule("poly", 1.0, total_steps=10)
     assert poly(5) == pytest.approx(0.5**0.9)
+    assert PolyScheduler(1.0, 10)(5) == pytest.approx(0.5**0.9)
+    # The warm-up starts from a tenth, and its last step has the whole rate.
+    assert ConstantScheduler(1.0, 10)(0) == pytest.approx(0.1)
+    assert [ConstantScheduler(1.0, 10)(step) for step in (9, 10)] == pytest.approx([0.91, 1.0])
+
+
+@pytest.mark.parametrize("steps", [[0, 5], [-1], [5, 5], [5, 3]])
+def test_steps_are_positive_and_rise(steps):
+    with pytest.raises(UsageError, match="must be positive and increase"):
+        MultiFactorScheduler(0.1, steps)
+    assert MultiFactorScheduler(0.1, [1, 2])(3) == pytest.approx(1e-3)
+
+
+def test_bounds_of_the_warm_up_and_the_final_rate():
+    for wrong in (0.0, -0.1, 1.1):
+        with pytest.raises(UsageError, match="warm-up factor"):
+            ConstantScheduler(0.1, 5, wrong)
+    assert ConstantScheduler(0.1, 5, 1.0)(1) == pytest.approx(0.1)
+    with pytest.raises(UsageError, match="0 or more steps"):
+        ConstantScheduler(0.1, -1)
+    with pytest.raises(UsageError, match="must outnumber"):
+        CosineScheduler(0.1, 5, warmup_steps=5)
+    assert CosineScheduler(0.1, 6, warmup_steps=5)(6) == pytest.approx(0.0, abs=1e-12)
+    for wrong in (-0.01, 0.2):
+        with pytest.raises(UsageError, match="final rate"):
+            CosineScheduler(0.1, 6, final_lr=wrong)
+    assert CosineScheduler(0.1, 6, final_lr=0.1)(3) == pytest.approx(0.1)
 
 
 def options_of(**given):

@@ -71,3 +71,11 @@ def test_the_slowest_speed_decides_what_is_too_short():
     assert sampler.sample(4, rng) == [0, 1, 2, 3]
     assert sampler.sample(3, rng) == [0, 1, 2, 0]
     assert {np.ptp(sampler.sample(5, rng)) for _ in range(50)} <= {3, 4}
+
+
+def test_defaults_are_neighbouring_frames_and_one_clip():
+    rng = np.random.default_rng(0)
+    assert np.ptp(RandomSampling(4).sample(50, rng)) == 3
+    assert EvenlySampling(4).sample(50, 0) == EvenlySampling(4, 1, 1).sample(50, 0)
+    assert np.ptp(EvenlySampling(4).sample(50, 0)) == 3
+    assert EvenlySampling(4).num_times == 1

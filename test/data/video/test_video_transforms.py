@@ -221,6 +221,10 @@ def test_no_flip_where_the_dataset_forbids_it():
     "make",
     [
         lambda: RandomScale((1.2, 0.8), (224, 340)),
+        lambda: RandomScale((0.0, 0.8), (224, 340)),
+        lambda: RandomScale((-0.5, 0.8), (224, 340)),
+        lambda: RandomScale((0.8, 1.2), (340, 224)),
+        lambda: RandomScale((0.8, 1.2), (0, 224)),
         lambda: PixelJitter((5, 20)),
         lambda: PixelJitter((1, 20)),
         lambda: PixelJitter((-20, -1)),
@@ -249,3 +253,24 @@ def test_one_pass_to_the_network_gives_the_same_numbers():
         noisy(views[0], np.random.default_rng(5)),
         atol=2e-6,
     )
+
+
+def test_ranges_may_be_one_value():
+    scale = RandomScale((0.5, 0.5), (1, 1))
+    assert scale.draw_size(100, 100, np.random.default_rng(0))
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "places"),
+    [
+        (10, 20, [(3, 0), (3, 8), (3, 16)]),
+        (20, 10, [(0, 3), (8, 3), (16, 3)]),
+        # Of equal sides the width is the longer one.
+        (10, 10, [(3, 0), (3, 3), (3, 6)]),
+    ],
+)
+def test_three_crops_lie_at_start_middle_and_end(height, width, places):
+    clip = np.arange(height * width * 3, dtype=np.uint8).reshape(1, height, width, 3)
+    found = ThreeCrop(4)(clip)
+    for crop, (top, left) in zip(found, places):
+        np.testing.assert_array_equal(crop[0], clip[0, top : top + 4, left : left + 4])
