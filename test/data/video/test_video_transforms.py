@@ -274,3 +274,31 @@ def test_three_crops_lie_at_start_middle_and_end(height, width, places):
     found = ThreeCrop(4)(clip)
     for crop, (top, left) in zip(found, places):
         np.testing.assert_array_equal(crop[0], clip[0, top : top + 4, left : left + 4])
+
+
+class Fixed:
+    """A generator whose every draw is the end of its range."""
+
+    def __init__(self, end):
+        self.end = end
+
+    def uniform(self, low, high):
+        return (low, high)[self.end]
+
+
+@pytest.mark.parametrize("end", [0, 1])
+def test_shifted_colours_are_cut_off_at_the_ends(end):
+    clip = np.random.default_rng(0).integers(0, 256, (2, 40, 50, 3), np.uint8)
+    clip[0, 0] = 255
+    clip[0, 1] = 0
+    for channel, limit in enumerate((180, 255, 255)):
+        offsets = [0, 0, 0]
+        offsets[channel] = 60
+        expected = []
+        for frame in clip:
+            shifted = cv2.cvtColor(frame, cv2.COLOR_RGB2HLS).astype(int)
+            shifted[..., channel] += 60 if end else -60
+            shifted[..., channel] = shifted[..., channel].clip(0, limit)
+            expected.append(cv2.cvtColor(shifted.astype(np.uint8), cv2.COLOR_HLS2RGB))
+        found = transforms.RandomHLS(offsets)(clip, Fixed(end))
+        np.testing.assert_array_equal(found, np.stack(expected))
