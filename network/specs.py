@@ -198,6 +198,31 @@ class Spec:
             total = [value * factor for value, factor in zip(total, step)]
         return tuple(total)
 
+    def receptive_field(self) -> tuple[int, ...]:
+        """Return, per axis, how many pixels (frames) a cell of the last map sees.
+
+        That of the residual blocks alone: GloRe units and context blocks see the whole map.
+        """
+        layers = [
+            (self.stem.kernel, self.stem.stride),
+            (self.stem.pool_kernel, self.stem.pool_stride),
+        ]
+        ones = (1,) * self.ndim
+        for stage, count in enumerate(self.blocks):
+            for block in range(count):
+                stride = self.strides[stage] if block == 0 else ones
+                reach = (self.temporal[stage][block],) if self.ndim == 3 else ()
+                still = (1,) * len(reach)
+                if self.bottleneck:
+                    layers += [((*reach, 1, 1), ones), ((*still, 3, 3), stride)]
+                else:
+                    layers += [((*reach, 3, 3), stride), ((*still, 3, 3), ones)]
+        field, jump = list(ones), list(ones)
+        for kernel, stride in layers:
+            field = [seen + (k - 1) * step for seen, k, step in zip(field, kernel, jump)]
+            jump = [step * s for step, s in zip(jump, stride)]
+        return tuple(field)
+
     def final_map(self, size: tuple[int, ...]) -> tuple[int, ...]:
         """Return the size of the last map for an input of ``size`` (each stride rounds up)."""
         for step in (self.stem.stride, self.stem.pool_stride, *self.strides):
