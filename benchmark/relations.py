@@ -14,6 +14,7 @@ import argparse
 import dataclasses
 import os
 import sys
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -69,8 +70,8 @@ class Case(NamedTuple):
     """One run.
 
     ``start``: 'warm' from the bare network that has learnt single figures, 'scratch' otherwise;
-    'drawn': from scratch, and the block's last layer does not start at zero. ``control``: '' or
-    what is done to the data, see :func:`batch_of`. ``nodes``: of GloRe, 0 for the default.
+    with 'drawn' the block's last layer does not start at zero. ``control``: '' or what is done to
+    the data, see :func:`batch_of`. ``nodes``: of GloRe, 0 for the default.
     """
 
     experiment: str
@@ -100,13 +101,20 @@ class Case(NamedTuple):
         return Task(frames, self.gap, self.kinds, height, width)
 
 
-def _images(steps: int) -> list[Case]:
-    starts = ("warm", "scratch", "drawn")
+def _starts(experiment: str, starts: tuple[str, ...], steps: int) -> list[Case]:
     every = [
-        Case("images", "image", block, start, steps=steps) for start in starts for block in MAIN
+        Case(experiment, "image", block, start, steps=steps) for start in starts for block in MAIN
     ]
     # Nothing to draw where there is no block, and SE has no layer that starts at zero.
-    return [case for case in every if case.start != "drawn" or case.block not in ("none", "se")]
+    return [case for case in every if "drawn" not in case.start or case.block not in ("none", "se")]
+
+
+def _images(steps: int) -> list[Case]:
+    return _starts("images", ("warm", "warm drawn", "scratch"), steps)
+
+
+def _long(steps: int) -> list[Case]:
+    return _starts("long", ("scratch", "scratch drawn"), 4 * steps)
 
 
 def _clips(steps: int) -> list[Case]:
@@ -159,6 +167,7 @@ def _controls(steps: int) -> list[Case]:
 
 EXPERIMENTS = {
     "images": _images,
+    "long": _long,
     "clips": _clips,
     "gap": _gap,
     "kinds": _kinds,
@@ -232,8 +241,8 @@ def start_of(case: Case, folder: str) -> dict[str, np.ndarray]:
 
 def run(case: Case, folder: str) -> dict[str, Any]:
     """Train and test one case."""
-    trained = start_of(case, folder) if case.start == "warm" else None
-    rules = DRAWN if case.start == "drawn" else ()
+    trained = start_of(case, folder) if "warm" in case.start else None
+    rules = DRAWN if "drawn" in case.start else ()
     classes = case.kinds if case.control == "one figure" else 2
     overrides = overrides_of(case)
     # Another seed than the start's: its classifier would fit.
@@ -280,7 +289,7 @@ def quadruples_of(case: Case, unseen: str = "") -> tuple[np.ndarray, np.ndarray]
     return data, label
 
 
-def solved_at(result: dict[str, Any]) -> float:
+def solved_at(result: Mapping[str, Any]) -> float:
     """Return the steps after which nearly all quadruples were right at a test; NaN for never."""
     return next((step for step, _, _, four, *_ in result["history"] if four >= SOLVED), np.nan)
 
@@ -305,7 +314,7 @@ def rows_of(results: list[dict]) -> list[dict[str, Any]]:
     return rows
 
 
-def _cells(group: list[dict]) -> list[str]:
+def _cells(group: Sequence[Mapping[str, Any]]) -> list[str]:
     """Return the cells of a table's row: means over the seeds, and smallest and largest."""
     times = [solved_at(result) for result in group]
     known = [time for time in times if not np.isnan(time)]
@@ -368,14 +377,15 @@ def draw(results: list[dict], folder: str) -> list[str]:
     """Draw the share of solved quadruples over training; return the paths."""
     paths = []
     for (experiment,), group in grouped(results, "experiment").items():
-        if experiment not in ("images", "clips"):
+        if experiment not in ("images", "long", "clips"):
             continue
         group = [result for result in group if not result["control"]]
         panels = []
         names = {
             "warm": "warm start",
+            "warm drawn": "warm start, last layer drawn",
             "scratch": "from scratch",
-            "drawn": "scratch, drawn last layer",
+            "scratch drawn": "from scratch, last layer drawn",
         }
         for (start,), part in grouped(group, "start").items():
             lines = [
@@ -390,7 +400,7 @@ def draw(results: list[dict], folder: str) -> list[str]:
             ]
             panels.append(Panel(names[start], "step", lines, limits=(-3, 103), marker=None))
         path = os.path.join(folder, f"relations-{experiment}.png")
-        title = f"{experiment}: quadruples with all four right, % (a line a run; guessing: 6)"
+        title = "quadruples with all four right, %"
         plot_panels(panels, path, title, size=(4.2, 3.2), one_legend=True)
         paths.append(path)
     sweeps = {"gap": "columns between the figures", "kinds": "kinds of glyphs", "nodes": "nodes"}

@@ -16,6 +16,7 @@ COMMANDS = {
     "extract-features": ("extract_features", "write features, find neighbours"),
     "serve": ("serve", "answer uploaded files over HTTP"),
     "export": ("export", "write a checkpoint as ONNX, .pth or .safetensors"),
+    "explain": ("explain", "draw what the blocks of a network do on images or clips"),
     "compare-released": ("compare_released", "compare the released weights with this code"),
     "launch": ("launch", "run a training command as a job of several processes"),
     "doctor": ("doctor", "say what this machine has and lacks"),

@@ -11,6 +11,7 @@ from dataset.cub200 import STD as CUB_STD
 from glore_options import (
     JobOptions,
     Options,
+    comma_list,
     count,
     group,
     number,
@@ -378,6 +379,72 @@ class EvaluateOptions(JobOptions):
     pixels: PixelOptions = group(PixelOptions)
     devices: InferenceOptions = group(InferenceOptions)
     output: EvaluationOutputOptions = group(EvaluationOutputOptions)
+
+
+# --- what blocks do -------------------------------------------------------------------------------
+
+
+def query(text: str) -> tuple[float, float]:
+    """Return 'X,Y' as shares of the width and height."""
+    return comma_list(number(float, 0.0, 1.0), 2)(text)
+
+
+@dataclasses.dataclass
+class ExplainDataOptions(Options):
+    """What is looked at."""
+
+    title = "data"
+
+    inputs: tuple[str, ...] = option(
+        (), "images or videos, or folders of them", kind=str, several=True, metavar="PATH"
+    )
+    limit: int = option(12, "of the files in folders, take so many", kind=positive_int)
+    crop_size: Optional[int] = option(
+        None,
+        "side of the input in pixels (default: the training's); a larger one makes finer maps",
+        kind=positive_int,
+    )
+    clip_length: Optional[int] = option(
+        None, "frames of a clip (default: the training's)", kind=positive_int
+    )
+    frame_interval: Optional[int] = option(
+        None, "from one frame of a clip to the next (default: the training's)", kind=positive_int
+    )
+
+
+@dataclasses.dataclass
+class ExplainOutputOptions(Options):
+    """What is drawn, and where it goes."""
+
+    title = "output"
+
+    output: str = option(
+        "",
+        "folder of the report, pictures and numbers (default: ./exps/explain/CHECKPOINT)",
+        metavar="DIR",
+    )
+    maps: int = option(6, "GloRe: nodes that are drawn, those of most energy", kind=positive_int)
+    queries: tuple[tuple[float, float], ...] = option(
+        ((0.5, 0.5), (0.2, 0.2), (0.8, 0.8)),
+        "Non-local: points X,Y whose attention is drawn, as shares of width and height (default: "
+        "0.5,0.5 0.2,0.2 0.8,0.8)",
+        kind=query,
+        several=True,
+        metavar="X,Y",
+    )
+    smooth: bool = option(
+        False, "interpolate maps between cells, which shows detail that is not there"
+    )
+
+
+@dataclasses.dataclass
+class ExplainOptions(JobOptions):
+    """Options of ``explain.py``."""
+
+    network: WeightsOptions = group(WeightsOptions)
+    data: ExplainDataOptions = group(ExplainDataOptions)
+    pixels: PixelOptions = group(PixelOptions)
+    output: ExplainOutputOptions = group(ExplainOutputOptions)
 
 
 # --- comparison with the released weights ---------------------------------------------------------

@@ -225,54 +225,67 @@ def _flat(array: np.ndarray) -> np.ndarray:
     return array.reshape(*array.shape[:2], -1)
 
 
+def wanted_nodes(symbol: mx.sym.Symbol, blocks: Iterable[Inserted]) -> list[str]:
+    """Return the nodes that :func:`view_of` needs of these blocks."""
+    known = set(symbol.get_internals().list_outputs())
+    wanted = []
+    for block in blocks:
+        nodes = (block.weights, block.data, block.added, block.nodes, block.relation)
+        wanted += [name for name in nodes if name is not None]
+        if f"{_pooled_keys(block)}_output" in known:
+            wanted.append(_pooled_keys(block))
+    return wanted
+
+
+def _pooled_keys(block: Inserted) -> str:
+    return f"{block.name}_g-pool"
+
+
+def view_of(block: Inserted, arrays: Mapping[str, np.ndarray]) -> View:
+    """Return what a block computed.
+
+    Parameters
+    ----------
+    block
+    arrays
+        What :func:`compute` makes of :func:`wanted_nodes`.
+    """
+    source, weights = arrays[block.data], arrays[block.weights].astype("float64")
+    added = arrays[block.added].astype("float64")
+    data, shape = _flat(source.astype("float64")), source.shape[2:]
+    if block.kind == "se":
+        weights, added = (part.reshape(len(part), -1) for part in (weights, added))
+        return View(block, weights, shape, shape, data, added)
+    if block.kind == "glore":
+        return View(
+            block,
+            _flat(weights),
+            weights.shape[2:],
+            weights.shape[2:],
+            data,
+            _flat(added),
+            arrays[block.nodes].astype("float64"),
+            arrays[block.relation][..., 0].astype("float64"),
+        )
+    pooled = arrays.get(_pooled_keys(block))
+    if not block.is_distribution:
+        # The node holds half of the division by L'.
+        weights = weights / np.sqrt(weights.shape[-1])
+    key_shape = shape if pooled is None else pooled.shape[2:]
+    return View(block, weights, shape, key_shape, data, _flat(added))
+
+
 def views(
     symbol: mx.sym.Symbol,
     params: Mapping[str, Any],
     data: np.ndarray,
-    blocks: Optional[Iterable[Inserted]] = None,
     ctx: Optional[mx.Context] = None,
 ) -> list[View]:
     """Return what a network's units and blocks compute for a batch.
 
-    Parameters
-    ----------
-    symbol, params, data, ctx
-        As for :func:`compute`.
-    blocks
-        Of :func:`inserted_blocks`; by default all.
-
-    Returns
-    -------
-    list of View
-        Weights of Non-local's dot product and concatenation are complete: divided by L'.
+    The parameters are those of :func:`compute`. Weights of Non-local's dot product and
+    concatenation are complete: divided by L'.
     """
-    blocks = inserted_blocks(symbol) if blocks is None else list(blocks)
-    wanted = [
-        name
-        for block in blocks
-        for name in (block.weights, block.data, block.added, block.nodes, block.relation)
-        if name is not None
-    ]
-    sampled = {block: f"{block.name}_g-pool" for block in blocks if block.kind == "nl"}
-    known = set(symbol.get_internals().list_outputs())
-    sampled = {block: node for block, node in sampled.items() if f"{node}_output" in known}
-    arrays = compute(symbol, params, data, [*wanted, *sampled.values()], ctx)
-    found = []
-    for block in blocks:
-        source, weights = arrays[block.data], arrays[block.weights].astype("float64")
-        shape = source.shape[2:]
-        nodes = relation = None
-        if block.kind == "glore":
-            shape = weights.shape[2:]
-            nodes = arrays[block.nodes].astype("float64")
-            relation = arrays[block.relation][..., 0].astype("float64")
-        key_shape = arrays[sampled[block]].shape[2:] if block in sampled else shape
-        if block.kind == "nl" and not block.is_distribution:
-            # The node holds half of the division by L'.
-            weights = weights / np.sqrt(weights.shape[-1])
-        weights = weights.reshape(len(weights), -1) if block.kind == "se" else _flat(weights)
-        added = arrays[block.added].astype("float64")
-        added = added.reshape(len(added), -1) if block.kind == "se" else _flat(added)
-        flat_source = _flat(source).astype("float64")
-        found.append(View(block, weights, shape, key_shape, flat_source, added, nodes, relation))
-    return found
+    blocks = inserted_blocks(symbol)
+    arrays = compute(symbol, params, data, wanted_nodes(symbol, blocks), ctx)
+    return [view_of(block, arrays) for block in blocks]
