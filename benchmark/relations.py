@@ -22,6 +22,7 @@ import numpy as np
 from benchmark.short_runs import (
     fit,
     grouped,
+    name_list,
     new_block,
     outputs,
     run_missing,
@@ -186,6 +187,7 @@ def cases_of(args: argparse.Namespace) -> list[Case]:
         for experiment in args.experiments
         for seed in args.seeds
         for case in EXPERIMENTS[experiment](args.steps)
+        if case.block in args.blocks
     ]
 
 
@@ -452,10 +454,17 @@ def main(argv=None) -> None:
     )
     parser.add_argument(
         "--experiments",
-        type=name_list,
+        type=name_list(EXPERIMENTS),
         default=tuple(EXPERIMENTS),
         metavar="LIST",
         help=f"of {','.join(EXPERIMENTS)} (default: all)",
+    )
+    parser.add_argument(
+        "--blocks",
+        type=name_list(BLOCKS),
+        default=tuple(BLOCKS),
+        metavar="LIST",
+        help=f"of {','.join(BLOCKS)} (default: all)",
     )
     parser.add_argument("--seeds", type=comma_list(int), default=(0, 1, 2), metavar="LIST")
     parser.add_argument("--steps", type=positive_int, help="(default: 200; with --quick 100)")
@@ -476,15 +485,6 @@ def main(argv=None) -> None:
         draw(results, args.results)
         draw_examples(os.path.join(args.results, "relations-examples.png"))
         print(text)
-
-
-def name_list(text: str) -> tuple[str, ...]:
-    """Return comma-separated names of experiments."""
-    names = comma_list(str)(text)
-    for name in names:
-        if name not in EXPERIMENTS:
-            raise argparse.ArgumentTypeError(f"{name!r} is not one of {', '.join(EXPERIMENTS)}")
-    return names
 
 
 if __name__ == "__main__":

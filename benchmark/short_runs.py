@@ -1,5 +1,6 @@
 """What the studies of small networks share: train for some steps, keep each run in a file."""
 
+import argparse
 import csv
 import io
 import json
@@ -13,6 +14,7 @@ from typing import Any, Callable, Optional
 import numpy as np
 
 from glore_common import GloReError, write_text
+from glore_options import comma_list
 from mxnet_compat import mx
 from network.block import SymbolNet, build_block
 from network.builder import get_symbol, logits
@@ -161,3 +163,16 @@ def write_csv(path: str, rows: Sequence[Mapping[str, Any]]) -> None:
     writer.writeheader()
     writer.writerows(rows)
     write_text(path, text.getvalue())
+
+
+def name_list(known: Iterable[str]) -> Callable[[str], tuple[str, ...]]:
+    """Return a type for comma-separated names out of ``known``."""
+
+    def convert(text):
+        names = comma_list(str)(text)
+        for name in names:
+            if name not in known:
+                raise argparse.ArgumentTypeError(f"{name!r} is not one of {', '.join(known)}")
+        return names
+
+    return convert

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple, Optional
 
 import numpy as np
 
+from data.common.options import PixelOptions
 from data.common.transforms import (
     CenterCrop,
     Compose,
@@ -40,7 +41,12 @@ from train.report import log_to
 
 from .evaluate import table_text
 from .model import Model, open_model
-from .options import ExplainOptions, ExplainOutputOptions
+from .options import (
+    ExplainDataOptions,
+    ExplainOptions,
+    ExplainOutputOptions,
+    WeightsOptions,
+)
 from .pictures import Maps, Shown, draw_factors, draw_maps, draw_relation, write_film
 
 LOGGER = logging.getLogger("glore")
@@ -362,7 +368,9 @@ def explain(options: ExplainOptions, model: Model, blocks: Sequence[Inserted]) -
     return report
 
 
-def read_explained(options: ExplainOptions) -> tuple[Model, list[Inserted]]:
+def read_explained(
+    network: WeightsOptions, data: ExplainDataOptions, pixels: PixelOptions
+) -> tuple[Model, list[Inserted]]:
     """Return the network that the command line names, and its units and blocks.
 
     Raises
@@ -370,9 +378,8 @@ def read_explained(options: ExplainOptions) -> tuple[Model, list[Inserted]]:
     UsageError
         If it has none, or does not take the input's size.
     """
-    network, data = options.network, options.data
     if network.weights is None:
-        raise UsageError("name the weights: explain.py CHECKPOINT --inputs FILE ...")
+        raise UsageError("name the weights: CHECKPOINT --inputs FILE ...")
     model = open_model(
         network.weights,
         network.epoch,
@@ -381,7 +388,7 @@ def read_explained(options: ExplainOptions) -> tuple[Model, list[Inserted]]:
         crop_size=data.crop_size,
         clip_length=data.clip_length,
     )
-    mean, std = options.pixels.normalisation(model.facts.mean, model.facts.std)
+    mean, std = pixels.normalisation(model.facts.mean, model.facts.std)
     model = dataclasses.replace(model, facts=dataclasses.replace(model.facts, mean=mean, std=std))
     blocks = inserted_blocks(model.symbol)
     if not blocks:
@@ -396,7 +403,7 @@ def main(argv: Optional[list[str]] = None) -> None:
     """Draw as the command line says."""
     options = parse(ExplainOptions(), argv, (__doc__ or "").split("\n\n")[0])
     with log_to(None):
-        model, blocks = read_explained(options)
+        model, blocks = read_explained(options.network, options.data, options.pixels)
         LOGGER.info("Network    %s (%s)", model.facts.network or model.path, model.origin)
         LOGGER.info("Blocks     %s", ", ".join(block.name for block in blocks))
         LOGGER.info("Report     %s", explain(options, model, blocks))

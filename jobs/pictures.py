@@ -287,13 +287,15 @@ def write_film(shown: Shown, maps: Maps, path: str) -> None:
         for values, title in zip(maps.values, maps.titles):
             (step,) = strides(values.shape[:1], (len(shown.frames),))
             cells = values[min(len(values) - 1, (2 * frame + step) // (2 * step))]
-            down, right = strides(cells.shape, size)
             rows, columns = (
-                np.clip(np.floor(np.arange(n) / step + 0.5 - maps.offset), 0, count - 1).astype(int)
-                for n, step, count in zip(size, (down, right), cells.shape)
+                np.arange(n) / stride - maps.offset
+                for n, stride in zip(size, strides(cells.shape, size))
             )
-            paint = colours(scale(cells[rows][:, columns]))[..., :3]
-            mixed = OPACITY * paint + (1 - OPACITY) * shown.grey(frame)
+            at = np.ix_(*(_nearest(p, n) for p, n in zip((rows, columns), cells.shape)))
+            covered = np.outer(rows < len(cells) - 0.5, columns < cells.shape[1] - 0.5)
+            opacity = OPACITY * covered[..., None]
+            paint = colours(scale(cells[at]))[..., :3]
+            mixed = opacity * paint + (1 - opacity) * shown.grey(frame)
             tile = cv2.resize((255 * mixed).astype("uint8"), (width, height))
             tiles.append(_titled(tile, title.split("\n")[0]))
         tiles += [np.full_like(tiles[0], 255)] * (-len(tiles) % across)
@@ -316,6 +318,11 @@ def write_film(shown: Shown, maps: Maps, path: str) -> None:
                 container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
             container.mux(stream.encode())
         os.replace(temporary, path)
+
+
+def _nearest(places: np.ndarray, count: int) -> np.ndarray:
+    """Return the cells that pixels at these places, in cells, belong to."""
+    return np.clip(np.floor(places + 0.5), 0, count - 1).astype(int)
 
 
 def _titled(tile: np.ndarray, text: str) -> np.ndarray:

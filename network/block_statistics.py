@@ -192,4 +192,4 @@ def drift(before: np.ndarray, after: np.ndarray) -> float:
     lengths = np.linalg.norm(one, axis=1) * np.linalg.norm(other, axis=1)
     known = lengths > 0
     cosine = (one[known] * other[known]).sum(1) / lengths[known]
-    return _mean(list(1 - cosine))
+    return max(0.0, _mean(list(1 - cosine))) if known.any() else float("nan")
