@@ -122,6 +122,8 @@ setup(
         "onnx": ["onnx>=1.16,<2", "onnxruntime>=1.18"],
         "serve": ["fastapi>=0.115", "uvicorn>=0.30"],
         "torch": ["torch>=2.0"],
+        # The digits of benchmark/open_questions.py; wheels for Python 3.9 to 3.13.
+        "study": ["scikit-learn==1.6.1"],
         "dev": [
             "pytest>=8",
             "ruff==0.12.10",

@@ -35,8 +35,10 @@ from dataset.relations import UNSEEN, Task
 from glore_common import run_main, write_text
 from glore_options import Parser, comma_list, positive_int
 from mxnet_compat import mx
+from network.block_statistics import statistics
 from network.builder import logits
 from network.initializer import Rule, xavier_uniform
+from network.internals import views
 from network.summary import count
 from network.summary import markdown as table
 from train.plots import Line, Panel, plot_panels
@@ -46,6 +48,7 @@ BATCH = {"image": 64, "clip": 32}
 WARM_STEPS = 240  # of the bare network, with one figure in each sample; twice that for more kinds
 EVERY = 20  # steps between tests
 QUADRUPLES = {"image": 96, "clip": 48}
+STUDIED = 32  # samples whose attention is measured
 SOLVED = 0.97  # share of quadruples
 NETWORKS = {"image": "local39", "clip": "LOCAL41_3D"}
 WIDE = "local39_wide"
@@ -271,6 +274,8 @@ def run(case: Case, folder: str) -> dict[str, Any]:
         loss = float((np.logaddexp.reduce(made, 1) - chosen).mean())
         return {**result, "accuracy": float((made.argmax(1) == label).mean()), "loss": loss}
     result.update(relations.score(outputs(block, test[0]), test[1])._asdict())
+    seen = views(block.symbol, values_of(block), test[0][:STUDIED])
+    result["blocks"] = [statistics(view)._asdict() for view in seen]
     if case.control == "shuffled frames":
         return result
     for what in UNSEEN:
@@ -372,7 +377,23 @@ def tables(results: list[dict]) -> str:
                 *(key.replace("all_four_", "unseen ") for key in unseen),
             ]
             lines += [f"All four right in %, {experiment}, warm start", "", table(head, rows), ""]
+    studied = [r for r in results if r.get("blocks") and r["start"] == "warm" and not r["control"]]
+    studied = [r for r in studied if r["experiment"] in ("images", "clips")]
+    if studied:
+        names = ("input", "output", "attention", "divergence", "nodes", "rank")
+        rows = [
+            [*key, str(len(part)), *(_figure(part, name) for name in names)]
+            for key, part in grouped(studied, "experiment", "block").items()
+        ]
+        lines += ["Distances of positions, and of nodes, warm start", ""]
+        lines += [table(["experiment", "block", "seeds", *names], rows, left=2), ""]
     return "\n".join(lines)
+
+
+def _figure(group: Sequence[Mapping[str, Any]], name: str) -> str:
+    """Return the mean of a figure of the blocks' statistics."""
+    values = [result["blocks"][0][name] for result in group]
+    return "–" if None in values else spread(values)
 
 
 def draw(results: list[dict], folder: str) -> list[str]:
@@ -403,7 +424,9 @@ def draw(results: list[dict], folder: str) -> list[str]:
             panels.append(Panel(names[start], "step", lines, limits=(-3, 103), marker=None))
         path = os.path.join(folder, f"relations-{experiment}.png")
         title = "quadruples with all four right, %"
-        plot_panels(panels, path, title, size=(4.2, 3.2), one_legend=True)
+        several = len(panels) > 1
+        size = (4.2, 3.2) if several else (6.0, 3.6)
+        plot_panels(panels, path, title, size=size, one_legend=several)
         paths.append(path)
     sweeps = {"gap": "columns between the figures", "kinds": "kinds of glyphs", "nodes": "nodes"}
     panels = []

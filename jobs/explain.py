@@ -97,7 +97,9 @@ def find_inputs(paths: Sequence[str], video: bool, limit: int) -> list[str]:
         ]
         if not inside:
             raise UsageError(f"--inputs: {path} has no {kind} ({', '.join(wanted)})")
-        found += inside[:limit]
+        # Spread over the folder, which may have one of its own per class.
+        step = max(1.0, len(inside) / limit)
+        found += [inside[int(number * step)] for number in range(min(limit, len(inside)))]
     if not found:
         raise UsageError(f"name {kind}: --inputs FILE ... or a folder")
     return found

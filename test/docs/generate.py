@@ -36,6 +36,8 @@ MODULES = {
         "network.summary",
         "network.memory",
         "network.onnx_graph",
+        "network.internals",
+        "network.block_statistics",
     ),
     "Models to use": ("jobs.zoo", "jobs.model"),
     "Stored parameters": (
@@ -51,6 +53,7 @@ MODULES = {
     "Data": (
         "dataset",
         "dataset.cub200",
+        "dataset.relations",
         "data.common.loader",
         "data.video.loaders",
         "data.image.source",
@@ -77,6 +80,7 @@ COMMANDS = {
     "extract_features.py": ("jobs.extract_features", "ExtractOptions"),
     "export.py": ("jobs.export", "ExportOptions"),
     "serve.py": ("jobs.serve", "ServeOptions"),
+    "explain.py": ("jobs.options", "ExplainOptions"),
     "launch.py": ("jobs.launch", "LaunchJobOptions"),
     "dataset.prepare_videos": ("dataset.prepare_videos", "PrepareOptions"),
     "dataset.demo": ("dataset.demo", "DemoJobOptions"),

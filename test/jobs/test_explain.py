@@ -11,7 +11,7 @@ from videos import write_picture_video, write_video
 from checkpoint import graph
 from checkpoint.params import write_params
 from glore_common import UsageError
-from jobs.explain import main
+from jobs.explain import find_inputs, main
 from jobs.pictures import extent, frame_of, strides
 from mxnet_compat import mx
 from network.builder import get_symbol, logits
@@ -151,6 +151,16 @@ def test_cells_lie_where_their_centres_are():
     # Windows of two cells: the first holds pixels -2 to 5, for a stride of 4.
     assert extent((8, 8), (64, 64), offset=0.25) == (-2, 62, 62, -2)
     assert [frame_of(row, 4, 8) for row in range(4)] == [0, 2, 4, 6]
+
+
+def test_files_of_a_folder_are_spread_over_it(tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        for number in range(3):
+            (tmp_path / name / f"{number}.JPG").touch()
+    found = find_inputs([str(tmp_path)], video=False, limit=2)
+    assert [path[-7:] for path in found] == ["a/0.JPG", "b/0.JPG"]
+    assert len(find_inputs([str(tmp_path)], video=False, limit=9)) == 6
 
 
 def test_wrong_requests_are_named(planted, tmp_path):
