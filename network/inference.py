@@ -22,6 +22,8 @@ import numpy as np
 from checkpoint.params import numpy_of
 from mxnet_compat import mx
 
+from .block import output_of
+from .memory import MemoryGuard
 from .rewriting import Graph, Node, Shape, Value
 
 # A channel is shifted by no more than this many times what it is anyway, so that sums keep their
@@ -321,9 +323,7 @@ class _Optimizer:
             if len(picked):
                 own = Node("Convolution", f"{conv.name}_picked", dict(conv.attrs), [Value(others)])
                 own.attrs["no_bias"] = "True"
-                own.inputs.append(
-                    self._variable(f"{conv.name}_picked_weight", weight[:, picked])
-                )
+                own.inputs.append(self._variable(f"{conv.name}_picked_weight", weight[:, picked]))
                 total = Node("elemwise_add", f"{conv.name}_whole", {}, [Value(own)])
                 self.graph.exchange(conv, Value(total))
                 total.inputs.append(Value(conv))
@@ -361,7 +361,11 @@ class _Optimizer:
     def _subsample(self, norm: Node, readers: Mapping[Node, list[Node]]) -> None:
         """Normalise only the positions that a strided pointwise convolution reads."""
         convs = self._convolutions(norm, readers)
-        if len(convs) != 1 or not _is_strided(convs[0]) or not _is_pointwise(convs[0], strided=True):
+        if (
+            len(convs) != 1
+            or not _is_strided(convs[0])
+            or not _is_pointwise(convs[0], strided=True)
+        ):
             return
         attrs = {"kernel": str((1,) * (len(norm.shape) - 2)), "pool_type": "max"}
         attrs["stride"] = convs[0].attrs["stride"]
@@ -507,3 +511,67 @@ def _is_flattened(node: Node) -> bool:
         and node.numbers("shape") == (0, 0, -1)
         and len(node.inputs[0].node.shape) > 3
     )
+
+
+class FusedNet(mx.gluon.Block):
+    """A network that predicts on a CPU, as a block: data (n, …) to one of its outputs.
+
+    Clips go through one by one: a clip alone keeps all cores busy, several at a time only need
+    more memory and leave the caches.
+
+    Parameters
+    ----------
+    symbol
+        The plain network; its input is ``data``.
+    params
+        Its arguments and auxiliary states, by name.
+    data_shape
+        Of one sample; other sizes of as many dimensions run as well.
+    contexts
+        Devices, all of them CPUs.
+    output
+        Name of the node whose output the block computes.
+    """
+
+    def __init__(
+        self,
+        symbol: mx.sym.Symbol,
+        params: Mapping[str, Any],
+        data_shape: Shape,
+        contexts: Sequence[mx.Context],
+        output: str = "classifier",
+    ) -> None:
+        super().__init__()
+        plain = output_of(symbol, output)
+        shapes = {"data": (1, *data_shape)}
+        names = set(plain.list_inputs())
+        arrays = {name: value for name, value in params.items() if name in names}
+        graph, args, auxs = optimize(plain, arrays, {}, shapes)
+        graph = fuse(graph)
+        self._singly = len(data_shape) == 4
+        if self._singly:
+            graph = for_one_sample(graph, shapes)
+        self._guard = MemoryGuard(plain)
+        self.net = mx.gluon.SymbolBlock(graph, mx.sym.var("data", dtype="float32"))
+        parameters = self.net.collect_params()
+        for name, value in {**args, **auxs}.items():
+            parameter = parameters[name]
+            parameter.shape = value.shape
+            parameter.grad_req = "null"
+            parameter.initialize(init=mx.init.Constant(0), ctx=list(contexts))
+            parameter.set_data(mx.nd.array(value))
+        self.net.hybridize(static_alloc=True)
+
+    def forward(self, x: mx.nd.NDArray) -> mx.nd.NDArray:
+        """Compute the output.
+
+        Raises
+        ------
+        MemoryProblem
+            If the scores of Non-local blocks do not fit.
+        """
+        parts = [x[i : i + 1] for i in range(len(x))] if self._singly and len(x) > 1 else [x]
+        self._guard(parts[0])
+        # With static memory a result lasts until the next call only.
+        results = [self.net(part).copy() for part in parts]
+        return mx.nd.concat(*results, dim=0) if len(results) > 1 else results[0]

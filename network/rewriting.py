@@ -155,9 +155,7 @@ class Graph:
 
 def output_names(node: Node) -> tuple[str, ...]:
     """Return what MXNet may call the first output of a node."""
-    return (
-        (node.name,) if node.op == "null" else (f"{node.name}_output", f"{node.name}_output0")
-    )
+    return (node.name,) if node.op == "null" else (f"{node.name}_output", f"{node.name}_output0")
 
 
 def ancestors(node: Node) -> set[Node]:
