@@ -411,7 +411,7 @@ def evaluate_clips(options: EvaluateOptions, model: Model, contexts: list) -> di
     model = dataclasses.replace(
         model, facts=dataclasses.replace(facts, frame_interval=reading.frame_interval)
     )
-    predict = model.predictor(contexts, options.devices.backend)
+    predict = model.predictor(contexts, options.devices.engine)
     result, content = score(model, loader, data.max_samples, predict, prefix)
     content.update(
         dataset=config.name,
@@ -490,7 +490,7 @@ def main(argv: Optional[list[str]] = None) -> None:
             image_source(options, model),
             data,
             contexts=contexts,
-            backend=options.devices.backend,
+            backend=options.devices.engine,
             prefix=output.output,
             crops=data.crops or "centre",
             limit=data.max_samples,

@@ -23,6 +23,7 @@ from mxnet_compat import mx
 from network.block import SymbolNet, build_block
 from network.builder import InputConf, get_spec, get_symbol, logits
 from network.identify import identify_network
+from network.inference import FusedNet
 from network.onnx_graph import OnnxNet, to_onnx
 from network.pretrained import read_source
 from network.specs import MEAN, STD
@@ -200,9 +201,15 @@ class Model:
         contexts
             That MXNet runs on.
         backend
-            'mxnet' or 'onnx', which runs on the CPU.
+            'mxnet': on CPUs the fused form of the network (:mod:`network.inference`); 'plain':
+            the network as it is; 'onnx', which runs on the CPU.
         """
-        if backend == "mxnet":
+        if backend == "mxnet" and all(each.device_type == "cpu" for each in contexts):
+            params = {**self.arg_params, **self.aux_params}
+            output = logits(self.symbol).name
+            fused = FusedNet(self.symbol, params, self.facts.data_shape, contexts, output)
+            return predictor(fused, contexts)
+        if backend != "onnx":
             return predictor(self.block(contexts), contexts)
         net = OnnxNet(self.onnx().SerializeToString())
         return lambda data: net.run(data.asnumpy())

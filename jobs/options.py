@@ -327,6 +327,17 @@ class InferenceOptions(DeviceOptions):
         choices=BACKENDS,
         compare=False,
     )
+    fused: bool = option(
+        True,
+        "mxnet on a CPU: join operations and fold BatchNorms into convolutions; the scores are the "
+        "same to 1e-5",
+        compare=False,
+    )
+
+    @property
+    def engine(self) -> str:
+        """The backend, 'plain' for MXNet without fusing."""
+        return "plain" if self.backend == "mxnet" and not self.fused else self.backend
 
 
 @dataclasses.dataclass

@@ -322,7 +322,7 @@ def main(argv: Optional[list[str]] = None) -> int:
         paths = find_files(options.files, task)
         view = view_of(model, options.data)
         log_input(view.model, f"{len(paths)} {task}{'s' if len(paths) > 1 else ''}")
-        run = scorer(view.model, contexts_of(options.devices), options.devices.backend)
+        run = scorer(view.model, contexts_of(options.devices), options.devices.engine)
         bad = of_another_kind(paths, task)
         good = [path for path in paths if path not in bad]
         with writing(output) as writer:

@@ -1,0 +1,125 @@
+"""The fused form of a network equals the plain one, and is as small as it should be."""
+
+import numpy as np
+import pytest
+
+from mxnet_compat import mx
+from network import get_symbol
+from network.block import build_block
+from network.builder import logits
+from network.inference import FusedNet
+
+# One of each kind: name, overrides, side of the input.
+NETWORKS = {
+    "3D": ("RESNET50_GLORE", {}, 32),
+    "3D bare": ("RESNET101_3D", {}, 32),
+    "slow only": ("RESNET50_SLOWONLY_GC", {"clip_length": 2}, 32),
+    "3D SE": ("RESNET50_3D", {"block": "se", "clip_length": 4}, 32),
+    "3D released units": ("TINY_3D", {"glore": "1-1", "glore_flavour": "released"}, 32),
+    "3D NL": ("RESNET50_SLOWONLY_NL5", {"clip_length": 2}, 32),
+    "2D": ("resnet50_w-glore_2-3", {}, 64),
+    "2D basic": ("resnet18_w-glore_1-1", {}, 64),
+    "2D normalised units": ("resnet18", {"glore": "1-1", "normalize": True}, 64),
+    "post-activation": ("resnet18_v1", {"glore": "c4", "glore_flavour": "video"}, 64),
+    "study": ("resnet18_v1_slim", {"glore": "c4", "glore_flavour": "report"}, 64),
+    "SE": ("resnet50_w-se_w-glore_0-3", {}, 64),
+    "GC": ("resnet50_w-gc", {}, 64),
+    "SNL": ("resnet50_w-snl_0-1", {}, 64),
+    "NL": ("resnet50_w-nl_0-3", {}, 64),
+    "groups": ("resnext101-32x4d_w-glore_2-3", {}, 32),
+    "dual path": ("dpn92_w-glore_2-3", {}, 64),
+}
+
+
+def trained(symbol, data_shape, negative=0.05):
+    """Return parameters as training may leave them: some gammas are negative, 0 or next to it.
+
+    Statistics are not those of any data: normalised by them, differences of a bit would grow.
+    """
+    generator = np.random.RandomState(0)
+    shapes, _, states = symbol.infer_shape(data=(1, *data_shape))
+    params = {}
+    for name, shape in zip(symbol.list_arguments(), shapes):
+        if name.endswith("gamma"):
+            value = generator.uniform(0.5, 1, shape)
+            bad = generator.uniform(size=shape) < negative
+            value = np.where(bad, generator.choice([-0.5, 0.0, 1e-5], shape), value)
+        elif name.endswith(("beta", "bias")):
+            value = generator.uniform(-0.3, 0.3, shape)
+        else:
+            value = generator.standard_normal(shape) / np.sqrt(np.prod(shape[1:]))
+            # Without a normalisation a unit's output grows with the cube of its weights.
+            value *= 0.1 if "_extra_" in name else 1.0
+        params[name] = value.astype("float32")
+    for name, shape in zip(symbol.list_auxiliary_states(), states):
+        value = generator.uniform(*((-0.3, 0.3) if name.endswith("mean") else (0.5, 1.5)), shape)
+        params[name] = value.astype("float32")
+    del params["data"]
+    return params
+
+
+def case(kind, batch=2):
+    name, overrides, side = NETWORKS[kind]
+    symbol, conf = get_symbol(name, 10, crop_size=side, **overrides)
+    data = np.random.RandomState(1).standard_normal((batch, *conf.data_shape)).astype("float32")
+    return symbol, conf, data, trained(logits(symbol), conf.data_shape)
+
+
+@pytest.mark.parametrize("kind", NETWORKS)
+def test_equals_the_plain_network(kind):
+    symbol, conf, data, params = case(kind)
+    plain = build_block(symbol, conf, mx.cpu(), params=params, training=False)
+    fused = FusedNet(symbol, params, conf.data_shape, [mx.cpu()])
+    x = mx.nd.array(data)
+    want, got = plain(x).asnumpy(), fused(x).asnumpy()
+    assert 0.1 < np.ptp(want) < 1e4
+    np.testing.assert_allclose(got, want, rtol=0, atol=1e-5 * np.abs(want).max())
+    # The second batch must not find the first one's weights or results.
+    np.testing.assert_allclose(
+        fused(mx.nd.array(data[:1] / 2)).asnumpy(),
+        plain(mx.nd.array(data[:1] / 2)).asnumpy(),
+        rtol=0,
+        atol=1e-5 * np.abs(want).max(),
+    )
+
+
+def test_nodes_of_the_fused_graph():
+    """What is left of RESNET50_GLORE: convolutions, a relu per block, the units' products."""
+    symbol, conf = get_symbol("RESNET50_GLORE", 10)
+    params = trained(logits(symbol), conf.data_shape, negative=0)
+    graph, _, _ = optimize(logits(symbol), params, {}, {"data": (1, *conf.data_shape)})
+    counts = count_operations(fuse(graph))
+    assert counts == {
+        "_sg_mkldnn_conv": 66,
+        "Activation": 16,
+        "BatchNorm": 4,
+        "Pooling": 5,
+        "batch_dot": 10,
+        "Reshape": 10,
+        "reshape_like": 5,
+        "_sg_mkldnn_fully_connected": 6,
+        "Flatten": 1,
+    }
+
+
+def test_a_shift_that_somebody_else_sees_is_not_made():
+    """The sum is an output too: it must stay what it is, and so must its BatchNorm."""
+    first = mx.sym.Convolution(mx.sym.var("data"), num_filter=8, kernel=(1, 1), name="a")
+    total = first + mx.sym.Convolution(mx.sym.var("data"), num_filter=8, kernel=(1, 1), name="b")
+    relu = mx.sym.Activation(
+        mx.sym.BatchNorm(total, fix_gamma=False, name="n"), act_type="relu", name="r"
+    )
+    last = mx.sym.Convolution(relu, num_filter=4, kernel=(1, 1), name="c")
+    symbol = mx.sym.Group([last, total])
+    params = trained(symbol, (3, 4, 4))
+    graph, args, auxs = optimize(symbol, params, {}, {"data": (1, 3, 4, 4)})
+    data = np.random.RandomState(2).standard_normal((2, 3, 4, 4)).astype("float32")
+
+    def run(symbol, values):
+        values = {name: mx.nd.array(value) for name, value in {**values, "data": data}.items()}
+        states = {name: values[name] for name in symbol.list_auxiliary_states()}
+        values = {name: values[name] for name in symbol.list_arguments()}
+        return [out.asnumpy() for out in symbol.bind(mx.cpu(), values, aux_states=states).forward()]
+
+    for got, want in zip(run(graph, {**args, **auxs}), run(symbol, params)):
+        np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5)
