@@ -26,6 +26,7 @@ from train.optimizer import make_optimizer
 from train.report import Reporter, default_log_file, log_to
 from train.schedule import schedule_for
 from train.step import Learner
+from train.task import Task
 from train.trial import benchmark, dry_run
 from train.workers import Group, join
 
@@ -180,7 +181,7 @@ class Run:
         block: mx.gluon.Block,
         loaders: tuple[BatchSource, Optional[BatchSource]],
         facts: ModelFacts,
-        batch_hook: Any = None,
+        task: Optional[Task] = None,
     ) -> Optional[tuple[Summary, Reporter]]:
         """Train, or try one batch with ``--dry-run``; report unreadable files; close the loaders.
 
@@ -192,7 +193,7 @@ class Run:
             For training and validation; the latter may be None.
         facts
             Kept in checkpoints.
-        batch_hook
+        task
             See :func:`train.loop.train_and_evaluate`.
 
         Returns
@@ -207,9 +208,7 @@ class Run:
         task = options.checkpoints.task_name
         try:
             if options.logging.dry_run:
-                learner = Learner(
-                    block, optimizer, self.contexts, options, batch_hook, group, schedule
-                )
+                learner = Learner(block, optimizer, self.contexts, options, task, group, schedule)
                 dry_run(learner, train, schedule, options.run.random_seed)
                 return None
             if group.is_main:
@@ -228,7 +227,7 @@ class Run:
                 options,
                 optimizer=optimizer,
                 schedule=schedule,
-                batch_hook=batch_hook,
+                task=task,
                 reporter=reporter,
                 model=facts.as_dict(),
                 group=group,
@@ -246,14 +245,12 @@ class Run:
                 loader.close()
 
     def benchmark(
-        self, block: mx.gluon.Block, batch: tuple, steps: int, batch_hook: Any = None
+        self, block: mx.gluon.Block, batch: tuple, steps: int, task: Optional[Task] = None
     ) -> float:
         """Time training steps on one batch that stays in memory; return samples per second."""
         # The schedule's length matters for the rate alone.
         optimizer, schedule = self.recipe(max(steps, self.options.run.epoch_div_factor or 1))
-        learner = Learner(
-            block, optimizer, self.contexts, self.options, batch_hook, self.group, schedule
-        )
+        learner = Learner(block, optimizer, self.contexts, self.options, task, self.group, schedule)
         return benchmark(learner, batch, schedule, self.options.run.random_seed, steps)
 
     def _check_room(self, block: mx.gluon.Block) -> None:
