@@ -16,8 +16,8 @@ from glore_options import as_yaml
 from mxnet_compat import mx
 from network.batch_norm import with_batch_norm
 from network.block import FINE_TUNE_LR_MULT, build_block
-from network.builder import InputConf, get_spec
-from network.initializer import CONTEXTS, DEFAULT_RULES, UNITS
+from network.builder import InputConf, all_logits, get_spec
+from network.initializer import CONTEXTS, DEFAULT_RULES, PIXEL_HEAD, UNITS
 from network.pretrained import load_pretrained
 from network.summary import count
 from train.devices import contexts_of
@@ -117,13 +117,17 @@ class Run:
         )
         params = None
         plain = symbol
+        outputs = [output.name for output in all_logits(symbol)]
+        fresh = (UNITS, CONTEXTS) if network.fresh_units else ()
+        if get_spec(network.network).task == "segmentation":
+            fresh = (*fresh, PIXEL_HEAD)
         symbol = with_batch_norm(symbol, devices.batch_norm, self.contexts)
         if network.pretrained:
             params = load_pretrained(
                 symbol,
                 locate(network.pretrained),
                 {"data": (1, *input_conf.data_shape)},
-                allow_missing=(UNITS, CONTEXTS) if network.fresh_units else (),
+                allow_missing=fresh,
                 seed=seed,
                 rules=(*rules, *DEFAULT_RULES),
             )
@@ -136,6 +140,7 @@ class Run:
             seed=seed,
             lr_mult=FINE_TUNE_LR_MULT if network.fine_tune else lr_mult,
             wd_mult=wd_mult,
+            output=outputs if len(outputs) > 1 else outputs[0],
         )
         # What checkpoints keep is for any number of devices.
         block.symbol = plain
@@ -294,7 +299,14 @@ def next_commands(summary: Summary) -> None:
 
 def need_task(network: str, task: str) -> None:
     """Raise UsageError unless there is a network of this name that reads what the job trains on."""
-    reads_clips = get_spec(network).ndim == 3
+    spec = get_spec(network)
+    if (spec.task == "segmentation") != (task == "segmentation"):
+        if task == "segmentation":
+            raise UsageError(
+                f"{spec.name} has no head for segmentation: give --network fcn_{spec.name}"
+            )
+        raise UsageError(f"{spec.name} is for segmentation: {command('train_segmentation')}")
+    reads_clips = spec.ndim == 3
     if reads_clips and task == "image":
         raise UsageError(
             f"{network} reads clips, this trains on images; for videos: {command('train_kinetics')}"
