@@ -144,6 +144,18 @@ def means_of(
     }
 
 
+def iou_of(hits: np.ndarray, labels: np.ndarray, found: np.ndarray) -> np.ndarray:
+    """Return the intersection over union of each class; NaN for one that never came up.
+
+    Parameters
+    ----------
+    hits, labels, found
+        (classes,) numbers of pixels that are right, that have the class, and that are given it.
+    """
+    union = labels + found - hits
+    return np.divide(hits, union, out=np.full(len(hits), np.nan), where=union > 0)
+
+
 class ConfusionMatrix:
     """Counts of (true class, predicted class), and what follows from them.
 
@@ -191,6 +203,16 @@ class ConfusionMatrix:
         counts = self.matrix.sum(axis=1)
         right = np.diag(self.matrix).astype(np.float64)
         return np.divide(right, counts, out=np.full(self.num_classes, np.nan), where=counts > 0)
+
+    def iou(self) -> np.ndarray:
+        """Return each class's :func:`iou_of`, (classes,)."""
+        return iou_of(np.diag(self.matrix), self.matrix.sum(axis=1), self.matrix.sum(axis=0))
+
+    def mean_iou(self) -> float:
+        """Return the mean of :meth:`iou` over the classes that came up."""
+        values = self.iou()
+        seen = ~np.isnan(values)
+        return float(values[seen].mean()) if seen.any() else math.nan
 
     def mean_class_accuracy(self) -> float:
         """Return the mean of :meth:`per_class` over the classes that came up."""
