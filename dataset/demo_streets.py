@@ -1,14 +1,14 @@
 """Demo scenes for segmentation: streets whose cars look alike and differ in class, from a seed.
 
 Each scene has sky, buildings, pavement, a road, and one to three cars. High up in the sky hangs a
-signal, red or green. With a red one all cars are *waiting*, with a green one *moving*; nothing else
-tells them apart: places, sizes and colours of cars are drawn from the same distributions. Signal and
-cars are at least ``DISTANCE`` pixels apart, so that a network which sees less far from a pixel, as
-a small FCN does (``fcn_tiny``: 37 pixels), can only guess, and one that relates distant parts of an
-image can know.
+signal, red or green. With a red one all cars are *waiting*, with a green one *moving*; nothing
+else tells them apart: places, sizes and colours of cars are drawn from the same distributions.
+Signal and cars are at least ``DISTANCE`` pixels apart, so that a network which sees less far from
+a pixel, as a small FCN does (``fcn_tiny``: 37 pixels), can only guess, and one that relates
+distant parts of an image can know.
 
-The scenes lie in ``{train,val}/{images,masks}``, as PNG files; masks hold the class numbers, and 255
-along the cars' outlines::
+The scenes lie in ``{train,val}/{images,masks}``, as PNG files; masks hold the class numbers, and
+255 along the cars' outlines::
 
     python -m dataset.demo_streets [--root DIR] [--images N] [--force]
 """
@@ -126,14 +126,11 @@ def render_scene(signal: str, seed: Sequence[int]) -> tuple[np.ndarray, np.ndarr
     picture += rng.uniform(4, 9) * _noise(rng, 1.0) + rng.uniform(4, 9) * _noise(rng, 4.0)
     for _ in range(int(rng.integers(1, 4))):
         _car(picture, mask, label, rng)
-    radius = int(rng.integers(4, 6))
-    across = int(rng.integers(radius + 2, WIDTH - radius - 2))
-    down = int(rng.integers(radius + 2, SIGNAL_END - radius - 2))
-    y, x = np.mgrid[:HEIGHT, :WIDTH]
-    away = np.maximum(abs(y - down), abs(x - across))
-    picture[away <= radius + 1] = 30
+    width, height = int(rng.integers(40, 90)), int(rng.integers(9, 13))
+    left, top = int(rng.integers(2, WIDTH - width - 2)), int(rng.integers(2, SIGNAL_END - height))
+    picture[top - 2 : top + height + 1, left - 2 : left + width + 2] = 30
     light = _colour(hue + rng.uniform(-0.03, 0.03), rng.uniform(0.8, 1.0), rng.uniform(0.8, 1.0))
-    picture[np.hypot(y - down, x - across) <= radius] = light
+    picture[top : top + height - 1, left : left + width] = light
     picture += rng.normal(0, 4, picture.shape)
     return np.clip(picture, 0, 255).astype(np.uint8), mask
 

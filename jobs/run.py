@@ -210,7 +210,7 @@ class Run:
         self.log_schedule(len(train))
         optimizer, schedule = self.recipe(len(train))
         log_dir = os.path.dirname(self.log_file or "") or "."
-        task = options.checkpoints.task_name
+        stem = options.checkpoints.task_name
         try:
             if options.logging.dry_run:
                 learner = Learner(block, optimizer, self.contexts, options, task, group, schedule)
@@ -220,7 +220,7 @@ class Run:
                 self._check_room(block)
                 self._write_options()
             reporter = Reporter(
-                task,
+                stem,
                 log_dir=log_dir,
                 tensorboard=options.logging.tensorboard,
                 files=group.is_main,
@@ -242,7 +242,7 @@ class Run:
             opened = [loader for loader in loaders if loader is not None]
             if not options.logging.dry_run:
                 name = "bad-files" if group.is_main else f"bad-files-worker{group.rank}"
-                path = os.path.join(log_dir, f"{task}_{name}.tsv")
+                path = os.path.join(log_dir, f"{stem}_{name}.tsv")
                 found = write_bad_files(opened, path)
                 if found:
                     LOGGER.warning("%d files could not be read; they are listed in %s", found, path)

@@ -4,7 +4,7 @@ import argparse
 import dataclasses
 from typing import Optional
 
-from glore_options import comma_list, number, option, positive_float, positive_int
+from glore_options import comma_list, option, positive_float, positive_int
 
 from ..common.options import ReadingOptions
 
@@ -51,6 +51,3 @@ class SegmentationReadingOptions(ReadingOptions):
     check_masks: bool = option(
         True, "read all masks before training, to find wrong ones", compare=False
     )
-
-
-overlap = number(float, 0.0, 0.9)

@@ -35,5 +35,8 @@ def cityscapes_tree(root, counts, size=(32, 64), ids=(7, 11, 23, 26), seed=0):
             if split != "test":
                 save(f"{root}/gtFine/{split}/{stem}_gtFine_labelIds.png", mask)
                 instances = np.where(mask >= 24, mask.astype(np.uint16) * 1000, mask)
-                save(f"{root}/gtFine/{split}/{stem}_gtFine_instanceIds.png", instances.astype(np.uint16))
+                save(
+                    f"{root}/gtFine/{split}/{stem}_gtFine_instanceIds.png",
+                    instances.astype(np.uint16),
+                )
     return str(root)
