@@ -122,6 +122,8 @@ setup(
         "onnx": ["onnx>=1.16,<2", "onnxruntime>=1.18"],
         "serve": ["fastapi>=0.115", "uvicorn>=0.30"],
         "torch": ["torch>=2.0"],
+        # Cityscapes' own scores; the package asks for more than its evaluation imports.
+        "cityscapes": ["cityscapesscripts>=2.2", "pyquaternion>=0.9.5"],
         "dev": [
             "pytest>=8",
             "ruff==0.12.10",

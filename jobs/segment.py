@@ -3,12 +3,20 @@
 import dataclasses
 import logging
 import math
-from typing import Any, Optional
+from typing import Optional
 
 import cv2
 import numpy as np
 
-from data.segmentation.labels import IGNORED, Labels, numbered, read_classes
+from data.segmentation.labels import (
+    CITYSCAPES,
+    IGNORED,
+    VOC,
+    Labels,
+    ade20k,
+    numbered,
+    read_classes,
+)
 from data.segmentation.source import (
     SegmentationSource,
     highest_id,
@@ -24,7 +32,7 @@ from mxnet_compat import mx
 from network.builder import logits
 from network.memory import activation_bytes
 
-from .model import Model
+from .model import Model, ModelFacts
 from .options import SegmentationSourceOptions, ViewOptions
 
 LOGGER = logging.getLogger("glore")
@@ -162,7 +170,7 @@ class Segmenter:
         return self.probabilities(image).argmax(axis=0).astype(np.uint8)
 
 
-def palette_of(facts: Any) -> np.ndarray:
+def palette_of(facts: ModelFacts) -> np.ndarray:
     """Return the colours of a network's classes in pictures, (classes, 3) uint8 RGB."""
     if facts.palette is not None:
         return np.array(facts.palette, np.uint8)
@@ -209,6 +217,14 @@ def labels_of_folders(options: SegmentationSourceOptions) -> Optional[Labels]:
     return numbered(options.num_classes) if options.num_classes else None
 
 
+def labels_of(options: SegmentationSourceOptions, facts: ModelFacts) -> Labels:
+    """Return the classes of a trained network, for masks of other folders."""
+    known = {"cityscapes": CITYSCAPES, "voc": VOC, "ade20k": ade20k()}.get(options.dataset)
+    labels = known or labels_of_folders(options)
+    plain = numbered(facts.num_classes, facts.class_names)
+    return labels or dataclasses.replace(plain, colours=palette_of(facts))
+
+
 def open_part(
     options: SegmentationSourceOptions, part: str, labels: Optional[Labels] = None
 ) -> Optional[SegmentationSource]:
@@ -233,8 +249,8 @@ def open_part(
         config = prepare_demo_streets(options.data_root)
         colours = np.array(config.colours, np.uint8)
         plain = numbered(len(config.class_names), config.class_names)
-        folders = [f"{config.root}/{part}/{kind}" for kind in ("images", "masks")]
-        return read_folders(*folders, dataclasses.replace(plain, colours=colours), "demo")
+        images, masks = (f"{config.root}/{part}/{kind}" for kind in ("images", "masks"))
+        return read_folders(images, masks, dataclasses.replace(plain, colours=colours), "demo")
     images, masks = {
         "train": (options.images, options.masks),
         "val": (options.val_images, options.val_masks),

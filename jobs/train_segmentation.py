@@ -7,7 +7,7 @@ power 0.9 from 0.01, auxiliary loss of weight 0.4, crops of 1024 x 512, batches 
 """
 
 import logging
-from typing import Optional
+from typing import Any, Optional
 
 from data.segmentation.loaders import (
     get_segmentation_train_loader,
@@ -98,7 +98,7 @@ def train(options: SegmentationOptions, run: Run) -> None:
         name, num_classes, crop_size=data.crop, **options.network.overrides()
     )
     mean, std = options.pixels.normalisation(input_conf.mean, input_conf.std)
-    common = {"mean": mean, "std": std, **run.share}
+    common: dict[str, Any] = {"mean": mean, "std": std, **run.share}
     loader = get_segmentation_train_loader(source, data, seed=options.run.random_seed, **common)
     loader.start()  # while the network is built
     val_loader = None if val is None else get_segmentation_val_loader(val, data, **common)

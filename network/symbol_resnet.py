@@ -7,7 +7,7 @@ Layout and names are those of facebookresearch/GloRe: the MXNet graphs for Image
 networks for Kinetics, where convolution ``m1`` may reach over time.
 """
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from mxnet_compat import mx
 
@@ -24,7 +24,7 @@ def half(kernel: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(size // 2 for size in kernel)
 
 
-def spread(kernel: tuple[int, ...], dilation: int) -> dict[str, tuple[int, ...]]:
+def spread(kernel: tuple[int, ...], dilation: int) -> dict[str, Any]:
     """Return ``pad`` and ``dilate`` of a kernel whose points are ``dilation`` apart in the plane.
 
     Time, the first of three axes, is left as it is.
