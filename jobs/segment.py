@@ -1,8 +1,11 @@
 """A class for each pixel of an image of any size: whole, mirrored, at several sizes, in windows."""
 
 import dataclasses
+import itertools
 import logging
 import math
+import os
+from collections.abc import Sequence
 from typing import Optional
 
 import cv2
@@ -17,6 +20,8 @@ from data.segmentation.labels import (
     numbered,
     read_classes,
 )
+from data.segmentation.loaders import read_pair
+from data.segmentation.masks import write_mask
 from data.segmentation.source import (
     SegmentationSource,
     highest_id,
@@ -36,9 +41,9 @@ from .model import Model, ModelFacts
 from .options import SegmentationSourceOptions, ViewOptions
 
 LOGGER = logging.getLogger("glore")
-# Measured: what a process takes beyond what is alive at once by the graph, as MXNet's memory
-# planner and oneDNN's scratch need it.
-MEMORY_FACTOR = 1.5
+# Measured with fcn_resnet50_w-glore: what is alive at once by the graph takes three times that,
+# as MXNet's memory planner and oneDNN's scratch need more, and a process takes half a GB without.
+MEMORY_FACTOR, MEMORY_BASE = 3.0, 0.5
 SMALLEST_WINDOW = 64
 
 
@@ -76,7 +81,7 @@ class Segmenter:
     def memory(self, height: int, width: int) -> float:
         """Return about how many GB an image takes that is seen at once."""
         alive = activation_bytes(self._graph, {"data": (1, 3, height, width)}).inference
-        return MEMORY_FACTOR * alive / 1e9
+        return MEMORY_BASE + MEMORY_FACTOR * alive / 1e9
 
     def window(self, height: int, width: int) -> tuple[int, int]:
         """Return the window (height, width) that is slid over an image of this size.
@@ -195,6 +200,51 @@ def error_map(found: np.ndarray, truth: np.ndarray) -> np.ndarray:
     picture[(truth != IGNORED) & (found == truth)] = 160
     picture[(truth != IGNORED) & (found != truth)] = (230, 30, 30)
     return picture
+
+
+def predict_masks(
+    segmenter: Segmenter, images: Sequence[str], folder: str
+) -> list[tuple[str, ...]]:
+    """Segment image files; write three pictures of each.
+
+    Parameters
+    ----------
+    segmenter
+    images
+        Paths.
+    folder
+        Of ``NAME_mask.png`` (a class number for each pixel), ``NAME_colours.png`` and
+        ``NAME_overlay.png``. Images of one name are told apart by a number.
+
+    Returns
+    -------
+    The paths of each image's three pictures.
+
+    Raises
+    ------
+    ImageError
+        An image that cannot be read.
+    """
+    palette, used, written = palette_of(segmenter.facts), set(), []
+    for path in images:
+        stem = name = os.path.splitext(os.path.basename(path))[0]
+        for number in itertools.count(2):
+            if stem not in used:
+                break
+            stem = f"{name}-{number}"
+        used.add(stem)
+        image, _ = read_pair(path, None, None)
+        mask = segmenter.classes(image)
+        pictures = {
+            "mask": mask,
+            "colours": colour_mask(mask, palette),
+            "overlay": overlay(image, mask, palette),
+        }
+        paths = tuple(os.path.join(folder, f"{stem}_{kind}.png") for kind in pictures)
+        for target, picture in zip(paths, pictures.values()):
+            write_mask(target, picture)
+        written.append(paths)
+    return written
 
 
 DEFAULT_ROOTS = {

@@ -18,7 +18,7 @@ from glore_common import UsageError
 from jobs import evaluate, evaluate_segmentation, segment, train_segmentation
 from jobs.evaluate_segmentation import official_scores
 from jobs.options import SegmentationSourceOptions, ViewOptions
-from jobs.segment import Segmenter, error_map, window_places
+from jobs.segment import Segmenter, error_map, predict_masks, window_places
 from mxnet_compat import mx
 from train.metric import ConfusionMatrix
 
@@ -259,6 +259,24 @@ def test_folders_whose_masks_tell_the_classes(tmp_path):
         result = json.load(stream)
     assert result["iou"][1] is None or result["iou"][1] == 0  # nowhere, or predicted only
     assert result["images"] == 1
+
+
+def test_masks_of_image_files(tmp_path):
+    image = np.zeros((8, 12, 3), np.uint8)
+    image[:, 4:, 1] = 255
+    paths = [save(f"{tmp_path}/{folder}/street.png", image) for folder in ("a", "b")]
+    found = segmenter(colour_logits)
+    found.facts.palette = [[9, 0, 0], [0, 9, 0], [0, 0, 9]]
+    first, second = predict_masks(found, paths, f"{tmp_path}/out")
+    assert [os.path.basename(path) for path in first] == [
+        f"street_{kind}.png" for kind in ("mask", "colours", "overlay")
+    ]
+    assert os.path.basename(second[0]) == "street-2_mask.png"
+    mask = read_mask(first[0])
+    assert (mask[:, 4:] == 1).all()
+    assert (mask[:, :4] == 0).all()
+    assert (read_mask(first[1])[:, 4:] == (0, 9, 0)).all()
+    assert read_mask(second[2]).shape == (8, 12, 3)
 
 
 def test_missing_program_is_named(monkeypatch):

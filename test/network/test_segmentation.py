@@ -163,3 +163,12 @@ def test_graphs_without_dilation_are_as_before():
     for name in ("resnet50", "dpn92", "RESNET50_GLORE"):
         nodes = json.loads(get_symbol(name)[0].tojson())["nodes"]
         assert not any("dilate" in node.get("attrs", {}) for node in nodes)
+
+
+def test_table_of_the_page_is_current(root):
+    with open(f"{root}/docs/segmentation.md", encoding="utf-8") as stream:
+        page = stream.read()
+    for name in list_networks(task="segmentation"):
+        counted = count(*get_symbol(name))
+        (row,) = (line for line in page.splitlines() if line.startswith(f"| `{name}` |"))
+        assert row.endswith(f"| {counted.params / 1e6:.2f} | {counted.macs / 1e9:.2f} |")
