@@ -377,7 +377,7 @@ class SegmentationOptions(TrainJobOptions):
 
 
 @dataclasses.dataclass
-class ViewOptions(Options):
+class PixelViewOptions(Options):
     """How often, at which sizes and in which parts a segmentation network sees an image."""
 
     title = "views of an image (segmentation)"
@@ -406,7 +406,7 @@ class ViewOptions(Options):
 
 
 @dataclasses.dataclass
-class SegmentationTestOptions(ViewOptions):
+class SegmentationTestOptions(PixelViewOptions):
     """What a segmentation network is tested on, and what is written."""
 
     title = "segmentation"

@@ -1,11 +1,8 @@
 """A class for each pixel of an image of any size: whole, mirrored, at several sizes, in windows."""
 
 import dataclasses
-import itertools
 import logging
 import math
-import os
-from collections.abc import Sequence
 from typing import Optional
 
 import cv2
@@ -38,7 +35,7 @@ from network.builder import logits
 from network.memory import activation_bytes
 
 from .model import Model, ModelFacts
-from .options import SegmentationSourceOptions, ViewOptions
+from .options import PixelViewOptions, SegmentationSourceOptions
 
 LOGGER = logging.getLogger("glore")
 # Measured with fcn_resnet50_w-glore: what is alive at once by the graph takes three times that,
@@ -70,7 +67,7 @@ class Segmenter:
     views
     """
 
-    def __init__(self, model: Model, contexts: list, views: ViewOptions) -> None:
+    def __init__(self, model: Model, contexts: list, views: PixelViewOptions) -> None:
         self.facts = model.facts
         self.views = views
         self.context = contexts[0]
@@ -202,49 +199,36 @@ def error_map(found: np.ndarray, truth: np.ndarray) -> np.ndarray:
     return picture
 
 
-def predict_masks(
-    segmenter: Segmenter, images: Sequence[str], folder: str
-) -> list[tuple[str, ...]]:
-    """Segment image files; write three pictures of each.
+def masks_of(segmenter: Segmenter, path: str, stem: str) -> tuple[np.ndarray, dict[str, str]]:
+    """Segment an image file; write ``STEM_mask.png``, ``STEM_colours.png``, ``STEM_overlay.png``.
 
-    Parameters
-    ----------
-    segmenter
-    images
-        Paths.
-    folder
-        Of ``NAME_mask.png`` (a class number for each pixel), ``NAME_colours.png`` and
-        ``NAME_overlay.png``. Images of one name are told apart by a number.
+    The mask has a class number for each pixel.
 
     Returns
     -------
-    The paths of each image's three pictures.
+    shares, pictures
+        (classes,) share of the pixels of each class; the paths by ``mask``, ``colours``,
+        ``overlay``.
 
     Raises
     ------
     ImageError
-        An image that cannot be read.
+        If the image cannot be read.
     """
-    palette, used, written = palette_of(segmenter.facts), set(), []
-    for path in images:
-        stem = name = os.path.splitext(os.path.basename(path))[0]
-        for number in itertools.count(2):
-            if stem not in used:
-                break
-            stem = f"{name}-{number}"
-        used.add(stem)
-        image, _ = read_pair(path, None, None)
-        mask = segmenter.classes(image)
-        pictures = {
-            "mask": mask,
-            "colours": colour_mask(mask, palette),
-            "overlay": overlay(image, mask, palette),
-        }
-        paths = tuple(os.path.join(folder, f"{stem}_{kind}.png") for kind in pictures)
-        for target, picture in zip(paths, pictures.values()):
-            write_mask(target, picture)
-        written.append(paths)
-    return written
+    palette = palette_of(segmenter.facts)
+    image, _ = read_pair(path, None, None)
+    mask = segmenter.classes(image)
+    made = {
+        "mask": mask,
+        "colours": colour_mask(mask, palette),
+        "overlay": overlay(image, mask, palette),
+    }
+    pictures = {kind: f"{stem}_{kind}.png" for kind in made}
+    for kind, picture in made.items():
+        write_mask(pictures[kind], picture)
+    return np.bincount(
+        mask.reshape(-1), minlength=segmenter.facts.num_classes
+    ) / mask.size, pictures
 
 
 DEFAULT_ROOTS = {

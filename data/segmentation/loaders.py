@@ -12,7 +12,7 @@ from glore_common import progress
 from ..common.loader import Loader, LoaderConfig
 from ..common.options import settled
 from ..common.samples import Dataset, Sample
-from ..image.dataset import ImageError, decode_image, image_size
+from ..image.decode import ImageError, decode_image, header_of
 from .labels import IGNORED, MaskError
 from .masks import read_mask
 from .options import SegmentationReadingOptions
@@ -95,7 +95,8 @@ class SegmentationDataset(Dataset):
             try:
                 with open(self.source.image(index), "rb") as stream:
                     # What cannot be read now fails again when it is its turn.
-                    return image_size(stream) or (1, 1)
+                    header = header_of(stream)
+                    return header.size if header else (1, 1)
             except OSError:
                 return 1, 1
 

@@ -14,8 +14,8 @@ import numpy as np
 
 from glore_common import UsageError, progress
 
-from ..image.dataset import image_size
-from ..image.source import EXTENSIONS
+from ..image.decode import header_of
+from ..image.source import files_below, is_image
 from .labels import CITYSCAPES, IGNORED, VOC, Labels, MaskError, ade20k
 from .masks import read_mask
 
@@ -73,12 +73,7 @@ def _folder(path: str, what: str) -> str:
 
 def _images_in(folder: str) -> list[str]:
     """Return the images below a folder, by their path below it, sorted."""
-    found = []
-    for parent, _, names in os.walk(folder):
-        for name in names:
-            if not name.startswith(".") and name.lower().endswith(EXTENSIONS):
-                found.append(os.path.relpath(os.path.join(parent, name), folder))
-    return sorted(found)
+    return list(filter(is_image, files_below(folder)))
 
 
 def _source(
@@ -252,7 +247,8 @@ def check(source: SegmentationSource, contents: bool = True) -> Optional[Looked]
         for name in (source.image(index), path):
             try:
                 with open(name, "rb") as stream:
-                    sizes.append(image_size(stream))
+                    header = header_of(stream)
+                    sizes.append(header.size if header else None)
             except OSError as error:
                 raise MaskError(f"{name} cannot be read: {error.strerror}") from error
         # What is no image at all is met, and dealt with, when it is read.

@@ -15,10 +15,10 @@ from checkpoint.params import read_params
 from data.segmentation.labels import CITYSCAPES, IGNORED, numbered
 from data.segmentation.masks import read_mask
 from glore_common import UsageError
-from jobs import evaluate, evaluate_segmentation, segment, train_segmentation
+from jobs import evaluate, evaluate_segmentation, predict, segment, train_segmentation
 from jobs.evaluate_segmentation import official_scores
-from jobs.options import SegmentationSourceOptions, ViewOptions
-from jobs.segment import Segmenter, error_map, predict_masks, window_places
+from jobs.options import PixelViewOptions, SegmentationSourceOptions
+from jobs.segment import Segmenter, error_map, masks_of, window_places
 from mxnet_compat import mx
 from train.metric import ConfusionMatrix
 
@@ -29,7 +29,7 @@ def segmenter(predict, **views):
     """Return a Segmenter whose network is a function of (1, 3, h, w) arrays."""
     found = Segmenter.__new__(Segmenter)
     found.facts = SimpleNamespace(num_classes=CLASSES, mean=(0.0,) * 3, std=(1.0,) * 3)
-    found.views = dataclasses.replace(ViewOptions(), **views)
+    found.views = dataclasses.replace(PixelViewOptions(), **views)
     found.context, found.block, found._windows = mx.cpu(), predict, {}
     found.memory = lambda height, width: height * width / 1e3
     return found
@@ -209,6 +209,22 @@ def test_cityscapes_from_training_to_submission(tree, tmp_path, caplog):
     evaluate.main([f"{whole}/t_ep-0002", "--gpus", "cpu", "--output", prefix])
     with open(f"{prefix}.json") as stream:
         assert json.load(stream)["miou"] == pytest.approx(history[-1]["val_miou"], abs=1e-6)
+    # Pictures of image files; one that is none is named, and the exit code says so.
+    bad = tmp_path / "bad.png"
+    bad.write_text("no image")
+    images = f"{tree}/leftImg8bit/val"
+    status = predict.main(
+        [f"{whole}/t_ep-0002", images, str(bad), "--gpus", "cpu", "--output"]
+        + [f"{tmp_path}/p.jsonl", "--masks", f"{tmp_path}/masks"]
+    )
+    assert status == 1
+    with open(f"{tmp_path}/p.jsonl") as stream:
+        rows = [json.loads(line) for line in stream]
+    assert len(rows) == 4
+    assert "error" in rows[-1]
+    assert rows[0]["mask"].endswith("_mask.png")
+    assert sum(row["score"] for row in rows[0]["top"]) == pytest.approx(1, abs=1e-4)
+    assert len(os.listdir(f"{tmp_path}/masks")) == 9
     # The test part has no masks that count: it is written and not scored.
     evaluate.main(
         [f"{whole}/t_ep-0002", "--gpus", "cpu", "--output", prefix, "--part", "test"]
@@ -261,22 +277,22 @@ def test_folders_whose_masks_tell_the_classes(tmp_path):
     assert result["images"] == 1
 
 
-def test_masks_of_image_files(tmp_path):
+def test_masks_of_an_image_file(tmp_path):
     image = np.zeros((8, 12, 3), np.uint8)
     image[:, 4:, 1] = 255
-    paths = [save(f"{tmp_path}/{folder}/street.png", image) for folder in ("a", "b")]
     found = segmenter(colour_logits)
     found.facts.palette = [[9, 0, 0], [0, 9, 0], [0, 0, 9]]
-    first, second = predict_masks(found, paths, f"{tmp_path}/out")
-    assert [os.path.basename(path) for path in first] == [
-        f"street_{kind}.png" for kind in ("mask", "colours", "overlay")
+    path = save(f"{tmp_path}/street.png", image)
+    shares, pictures = masks_of(found, path, f"{tmp_path}/out/street")
+    assert shares.tolist() == pytest.approx([1 / 3, 2 / 3, 0])
+    assert sorted(os.listdir(tmp_path / "out")) == [
+        f"street_{kind}.png" for kind in ("colours", "mask", "overlay")
     ]
-    assert os.path.basename(second[0]) == "street-2_mask.png"
-    mask = read_mask(first[0])
+    mask = read_mask(pictures["mask"])
     assert (mask[:, 4:] == 1).all()
     assert (mask[:, :4] == 0).all()
-    assert (read_mask(first[1])[:, 4:] == (0, 9, 0)).all()
-    assert read_mask(second[2]).shape == (8, 12, 3)
+    assert (read_mask(pictures["colours"])[:, 4:] == (0, 9, 0)).all()
+    assert read_mask(pictures["overlay"]).shape == (8, 12, 3)
 
 
 def test_missing_program_is_named(monkeypatch):
