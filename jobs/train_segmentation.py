@@ -31,9 +31,9 @@ EPOCHS = 215
 DEMO = {
     "crop": (96, 128),
     "scale_range": (1.0, 1.0),
-    "batch_size": 16,
-    "lr_base": 0.05,
-    "end_epoch": 20,
+    "batch_size": 8,
+    "lr_base": 0.12,
+    "end_epoch": 10,
 }
 DEFAULTS = {"scale_range": (0.5, 2.0), "batch_size": 8, "lr_base": 0.01, "end_epoch": EPOCHS}
 # What is not the backbone.
