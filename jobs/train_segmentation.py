@@ -32,10 +32,17 @@ DEMO = {
     "crop": (96, 128),
     "scale_range": (1.0, 1.0),
     "batch_size": 8,
-    "lr_base": 0.12,
-    "end_epoch": 10,
+    "lr_base": 0.1,
+    "end_epoch": 15,
+    "colours": False,
 }
-DEFAULTS = {"scale_range": (0.5, 2.0), "batch_size": 8, "lr_base": 0.01, "end_epoch": EPOCHS}
+DEFAULTS = {
+    "scale_range": (0.5, 2.0),
+    "batch_size": 8,
+    "lr_base": 0.01,
+    "end_epoch": EPOCHS,
+    "colours": True,
+}
 # What is not the backbone.
 HEADS = r"^(head|aux|classifier)_"
 

@@ -150,7 +150,12 @@ def get_segmentation_train_loader(
     """
     crop = settled(options, "crop")
     transform = Augmented(
-        mean, std, crop, settled(options, "scale_range"), options.flip, options.colours
+        mean,
+        std,
+        crop,
+        settled(options, "scale_range"),
+        options.flip,
+        settled(options, "colours"),
     )
     config = LoaderConfig.of(
         options, shuffle=True, seed=seed, last_batch="discard", rank=rank, num_ranks=num_ranks

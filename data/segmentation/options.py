@@ -44,7 +44,11 @@ class SegmentationReadingOptions(ReadingOptions):
         metavar="LOW,HIGH",
     )
     flip: bool = option(True, "mirror half of the training images")
-    colours: bool = option(True, "shift hue, lightness and saturation of training images")
+    colours: Optional[bool] = option(
+        None,
+        "shift hue, lightness and saturation of training images (default: true, but for the demo, "
+        "where a colour tells the class)",
+    )
     val_batch: int = option(
         1, "images at a time in validation, which sees whole images", kind=positive_int
     )

@@ -94,7 +94,7 @@ def test_a_label_beyond_the_classes_is_refused_with_file_value_and_count(tmp_pat
         check(source)
     # The loader refuses them as well, where the check was left out.
     options = SegmentationReadingOptions(
-        batch_size=1, crop=(8, 8), scale_range=(1, 1), num_workers=0
+        batch_size=1, crop=(8, 8), scale_range=(1, 1), colours=True, num_workers=0
     )
     with pytest.raises(MaskError, match="no class: 3"):
         next(iter(get_segmentation_train_loader(source, options, **STILL)))
@@ -272,7 +272,12 @@ def test_loaders(tmp_path):
         pairs.append((picture(*size, seed=index), np.full(size, index % 2, np.uint8)))
     source = read_folders(*folders(tmp_path, pairs), numbered(2))
     options = SegmentationReadingOptions(
-        batch_size=2, crop=(12, 12), scale_range=(0.5, 2.0), num_workers=0, val_batch=2
+        batch_size=2,
+        crop=(12, 12),
+        scale_range=(0.5, 2.0),
+        colours=True,
+        num_workers=0,
+        val_batch=2,
     )
     first, second = (
         [
