@@ -124,6 +124,8 @@ setup(
         "torch": ["torch>=2.0"],
         # The digits of benchmark/open_questions.py; wheels for Python 3.9 to 3.13.
         "study": ["scikit-learn==1.6.1"],
+        # Cityscapes' own scores; the package asks for more than its evaluation imports.
+        "cityscapes": ["cityscapesscripts>=2.2", "pyquaternion>=0.9.5"],
         "dev": [
             "pytest>=8",
             "ruff==0.12.10",

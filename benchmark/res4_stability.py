@@ -43,6 +43,7 @@ from train.options import TrainOptions
 from train.plots import Line, Panel, plot_panels
 from train.report import log_to
 from train.step import Learner, derived_seed
+from train.task import Classification
 
 LOGGER = logging.getLogger("glore")
 HERE = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "docs")
@@ -247,7 +248,7 @@ def train(
         ((parts, _, _),) = learner.step([batch], case.rate, derived_seed(case.seed, step))
         losses.append(float(parts[0].mean().asscalar()))
         if step % EVERY == 0 or step == steps:
-            metrics = StreamingMetrics()
+            metrics = StreamingMetrics(Classification())
             for data, label in images.val:
                 metrics.update(*learner.predict(data, label))
             means = metrics.means()

@@ -1,7 +1,8 @@
 """Where the data lie: configurations, the demo data's generator, the preparation script.
 
 ``get_config(name, data_root=None)`` and ``list_datasets()`` are light (standard library only).
-``prepare_demo`` and ``prepare_demo_images`` are loaded when first asked for: they need OpenCV.
+``prepare_demo``, ``prepare_demo_images`` and ``prepare_demo_streets`` are loaded when first asked
+for: they need OpenCV.
 """
 
 from typing import Any
@@ -14,6 +15,7 @@ __all__ = [
     "list_datasets",
     "prepare_demo",
     "prepare_demo_images",
+    "prepare_demo_streets",
     "read_mapping_table",
 ]
 
@@ -27,4 +29,8 @@ def __getattr__(name: str) -> Any:
         from .demo_images import prepare_demo_images
 
         return prepare_demo_images
+    if name == "prepare_demo_streets":
+        from .demo_streets import prepare_demo_streets
+
+        return prepare_demo_streets
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

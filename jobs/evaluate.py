@@ -1,4 +1,4 @@
-"""Test a checkpoint: clips of videos or images, several views of each averaged.
+"""Test a checkpoint on videos, images or images with masks, several views of each averaged.
 
 Network, input size, interval, mean, std and data are those that the checkpoint was trained with,
 as its manifest says, unless told otherwise. ``test/test-single-clip.py`` is the name that
@@ -34,6 +34,7 @@ from train.plots import plot_confusion
 from train.report import log_to
 from train.scoring import average_scores, class_rows, predictions, summarize
 
+from .evaluate_segmentation import evaluate_segmentation
 from .model import Model, open_model
 from .options import EvaluateOptions, ImageSourceOptions
 from .sources import open_parts
@@ -482,6 +483,9 @@ def main(argv: Optional[list[str]] = None) -> None:
             if data.crops in ("ten", "full"):
                 raise UsageError(f"--crops {data.crops} is for images")
             evaluate_clips(options, model, contexts)
+            return
+        if model.facts.task == "segmentation":
+            evaluate_segmentation(options, model, contexts)
             return
         if data.crops in ("spatial", "mixed"):
             raise UsageError(f"--crops {data.crops} is for clips")

@@ -15,7 +15,7 @@ from data.image.loaders import get_image_val_loader
 from data.image.source import EXTENSIONS as IMAGES
 from data.image.source import source_of_files
 from data.video.loaders import get_test_dataset
-from glore_common import GloReError, UsageError
+from glore_common import GloReError, UsageError, command
 from glore_options import Options, option
 from train.scoring import log_softmax
 
@@ -180,6 +180,11 @@ def view_of(model: Model, options: ViewOptions) -> View:
         If options do not fit the network.
     """
     facts = model.facts
+    if facts.task == "segmentation":
+        raise UsageError(
+            f"{model.path} segments images: {command('predict')} writes masks, "
+            f"{command('evaluate')} tests it"
+        )
     wrong = ("ten", "full") if facts.task == "video" else ("spatial", "mixed")
     if options.crops in wrong:
         raise UsageError(f"--crops {options.crops} is not for {facts.task}s")

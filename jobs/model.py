@@ -42,7 +42,7 @@ class ModelFacts:
     Attributes
     ----------
     task
-        'video' or 'image'.
+        'video', 'image' or 'segmentation'.
     network
         Name of the row; None for a graph of its own.
     overrides
@@ -61,6 +61,8 @@ class ModelFacts:
         Frames from one of a clip to the next, in validation.
     trained_size
         Side of the input in training, where ``resize`` belongs to it.
+    palette
+        Segmentation: RGB of each class in pictures.
     """
 
     task: str
@@ -74,6 +76,7 @@ class ModelFacts:
     resize: Optional[int] = None
     frame_interval: Optional[int] = None
     trained_size: Optional[int] = None
+    palette: Optional[list[list[int]]] = None
 
     def as_dict(self) -> dict[str, Any]:
         """Return what a manifest holds under ``model``."""
@@ -91,6 +94,7 @@ class ModelFacts:
             "num_classes": self.num_classes,
             "class_names": None if self.class_names is None else list(self.class_names),
             "input": inputs,
+            **({} if self.palette is None else {"palette": self.palette}),
         }
 
     @classmethod
@@ -116,6 +120,7 @@ class ModelFacts:
                 inputs["resize"],
                 inputs["frame_interval"],
                 inputs["data_shape"][-1],
+                content.get("palette"),
             )
         except (KeyError, TypeError, ValueError) as error:
             raise CheckpointError(
@@ -163,7 +168,7 @@ class Model:
     def block(self, contexts: list, output: Optional[str] = None) -> SymbolNet:
         """Return the network as a block for prediction.
 
-        It gives logits (n, classes), or what the node ``output`` computes.
+        It gives logits (n, classes, …), or what the node ``output`` computes.
         """
         return build_block(
             self.symbol,
@@ -227,6 +232,8 @@ def facts_of_row(network: str, overrides: dict[str, Any], num_classes: int) -> M
     """Return what the table says of a network."""
     _, conf = get_symbol(network, num_classes, **overrides)
     task = "video" if len(conf.data_shape) == 4 else "image"
+    if get_spec(network).task == "segmentation":
+        task = "segmentation"
     name = get_spec(network).name
     return ModelFacts(
         task, name, overrides, num_classes, None, conf.data_shape, conf.mean, conf.std
@@ -235,8 +242,7 @@ def facts_of_row(network: str, overrides: dict[str, Any], num_classes: int) -> M
 
 def _from_table(text: str, epoch: Optional[int], facts: ModelFacts, options, origin) -> Model:
     """Return the weights of ``text`` in this project's own graph of the network in ``facts``."""
-    size = facts.data_shape[-1]
-    overrides = {**facts.overrides, "crop_size": size}
+    overrides = {**facts.overrides, "crop_size": facts.data_shape[-2:]}
     if facts.task == "video":
         overrides["clip_length"] = facts.data_shape[1]
     symbol, _ = get_symbol(facts.network, facts.num_classes, **overrides)

@@ -1,10 +1,11 @@
 """The options of each job: groups that the rooms declare, with the job's own defaults."""
 
 import dataclasses
-from typing import ClassVar, Optional
+from typing import Any, ClassVar, Optional
 
 from data.common.options import PixelOptions, ReadingOptions
 from data.image.options import ImageOptions, ImageTestOptions
+from data.segmentation.options import SegmentationReadingOptions, height_width
 from data.video.options import ClipOptions, ClipTestOptions
 from dataset.cub200 import MEAN as CUB_MEAN
 from dataset.cub200 import STD as CUB_STD
@@ -280,6 +281,149 @@ class ClassifierOptions(ImageJobOptions):
     output: ClassifierOutputOptions = group(ClassifierOutputOptions)
 
 
+# --- segmentation -------------------------------------------------------------------------------
+
+PIXEL_SETS = ("cityscapes", "voc", "ade20k", "folders", "demo")
+
+
+@dataclasses.dataclass
+class SegmentationNetworkOptions(NetworkOptions):
+    """Which network, and what its head is like."""
+
+    context: Optional[str] = option(
+        None,
+        "block before the classifier, with settings if need be: glore, 'gc:ratio=1/4', nl, snl, "
+        "se, or none (default: the network's own)",
+        metavar="BLOCK",
+    )
+    output_stride: Optional[int] = option(
+        None,
+        "how much smaller than the input the last map is (default: 8)",
+        choices=(8, 16, 32),
+    )
+    auxiliary: Optional[bool] = option(
+        None, "an auxiliary head on conv4 helps training (default: true)"
+    )
+
+    def overrides(self) -> dict[str, Any]:
+        """Return the keywords for ``get_symbol`` that are asked for."""
+        own = {name: getattr(self, name) for name in ("context", "output_stride", "auxiliary")}
+        return {**super().overrides(), **{n: v for n, v in own.items() if v is not None}}
+
+
+@dataclasses.dataclass
+class SegmentationSourceOptions(Options):
+    """Which images and masks are trained on and validated on."""
+
+    title = "source of images and masks"
+
+    dataset: str = option(
+        "cityscapes",
+        "cityscapes: leftImg8bit/ and gtFine/; voc: Pascal VOC 2012; ade20k: scene parsing; "
+        "folders: --images, --masks or --data-root with {train,val}/{images,masks}; demo: made-up "
+        "streets",
+        choices=PIXEL_SETS,
+    )
+    data_root: Optional[str] = option(
+        None, "folder of the data set (default: ./dataset/NAME)", metavar="DIR", compare=False
+    )
+    images: Optional[str] = option(None, "folders: training images", metavar="DIR")
+    masks: Optional[str] = option(None, "folders: their masks", metavar="DIR")
+    val_images: Optional[str] = option(None, "folders: validation images", metavar="DIR")
+    val_masks: Optional[str] = option(None, "folders: their masks", metavar="DIR")
+    classes: Optional[str] = option(
+        None,
+        "folders: a file of lines 'id name' or 'id name r g b'; the name - is what is not "
+        "labelled (default: masks hold 0, 1, 2, … and 255 for what is not labelled)",
+        metavar="FILE",
+    )
+    num_classes: Optional[int] = option(
+        None, "folders: without --classes (default: found in the masks)", kind=positive_int
+    )
+
+
+@dataclasses.dataclass
+class SegmentationTrainingOptions(Options):
+    """What training on masks has beyond the loop's options."""
+
+    title = "training on masks"
+
+    aux_weight: float = option(
+        0.4, "of the auxiliary head's loss beside the main one's", kind=number(float, 0.0)
+    )
+    ohem: float = option(
+        0.0,
+        "online hard example mining: learn only pixels whose class has a probability below 0.7, "
+        "but at least this share of an image's; 0: learn all",
+        kind=number(float, 0.0, 1.0),
+    )
+    head_lr: float = option(
+        1.0, "learning rate of what is not the backbone, times the others'", kind=positive_float
+    )
+
+
+@dataclasses.dataclass
+class SegmentationOptions(TrainJobOptions):
+    """Options of ``train_segmentation.py``; what is None depends on the data set."""
+
+    network: SegmentationNetworkOptions = group(SegmentationNetworkOptions)
+    source: SegmentationSourceOptions = group(SegmentationSourceOptions)
+    data: SegmentationReadingOptions = group(SegmentationReadingOptions)
+    schedule: ScheduleOptions = group(
+        ScheduleOptions, lr_base=None, lr_schedule="poly", optimizer="sgd", weight_decay=4e-5
+    )
+    run: RunOptions = group(RunOptions)
+    segmentation: SegmentationTrainingOptions = group(SegmentationTrainingOptions)
+
+
+@dataclasses.dataclass
+class PixelViewOptions(Options):
+    """How often, at which sizes and in which parts a segmentation network sees an image."""
+
+    title = "views of an image (segmentation)"
+
+    window: Optional[tuple[int, int]] = option(
+        None,
+        "slide a window over the image and average (default: the whole image at once)",
+        kind=height_width,
+        metavar="HEIGHT,WIDTH",
+    )
+    overlap: float = option(
+        0.333, "share of a window that the next one covers too", kind=number(float, 0.0, 0.9)
+    )
+    flip_test: bool = option(False, "average with the mirrored image")
+    scales: tuple[float, ...] = option(
+        (1.0,),
+        "average over these sizes of the image, e.g. 0.75,1,1.25,1.5,1.75,2",
+        kind=comma_list(positive_float),
+        metavar="LIST",
+    )
+    memory_limit: float = option(
+        8.0,
+        "GB that an image may take; one that would take more is seen in windows",
+        kind=positive_float,
+    )
+
+
+@dataclasses.dataclass
+class SegmentationTestOptions(PixelViewOptions):
+    """What a segmentation network is tested on, and what is written."""
+
+    title = "segmentation"
+
+    part: str = option("val", "of the data set: val, train or test")
+    images: Optional[str] = option(
+        None, "folder of images instead of the training's data set", metavar="DIR"
+    )
+    masks: Optional[str] = option(None, "folder of their masks", metavar="DIR")
+    pictures: int = option(8, "images of which overlays and maps of errors are written", kind=count)
+    submit: str = option(
+        "",
+        "write masks of the data set's own ids here, as Cityscapes' server takes them",
+        metavar="DIR",
+    )
+
+
 # --- testing --------------------------------------------------------------------------------------
 
 
@@ -387,6 +531,7 @@ class EvaluateOptions(JobOptions):
 
     network: WeightsOptions = group(WeightsOptions)
     data: EvaluationDataOptions = group(EvaluationDataOptions)
+    segmentation: SegmentationTestOptions = group(SegmentationTestOptions)
     pixels: PixelOptions = group(PixelOptions)
     devices: InferenceOptions = group(InferenceOptions)
     output: EvaluationOutputOptions = group(EvaluationOutputOptions)

@@ -1,8 +1,10 @@
 """Say what videos or images show: the classes that a checkpoint's network finds likeliest.
 
-A line for each file, as JSON or CSV. With ``--stride`` a video is gone through window by window,
-which takes no more memory for a long one; a timeline and subtitles are made of that. Files that
-cannot be read are named and passed over, and the exit code is then 1.
+A line for each file, as JSON or CSV. A network that segments writes a mask, its colours and an
+overlay of each image (``--masks``); the line names them, and the shares of the classes. With
+``--stride`` a video is gone through window by window, which takes no more memory for a long one; a
+timeline and subtitles are made of that. Files that cannot be read are named and passed over, and
+the exit code is then 1.
 """
 
 import contextlib
@@ -19,6 +21,7 @@ from typing import IO, Any, Optional
 import numpy as np
 
 from data.common.options import PixelOptions
+from data.image.decode import ImageError
 from data.video.windows import (
     Length,
     LengthDataset,
@@ -50,7 +53,9 @@ from .media import (
     scorer,
     view_of,
 )
-from .options import InferenceOptions, ViewOptions, WeightsOptions
+from .model import Model
+from .options import InferenceOptions, PixelViewOptions, ViewOptions, WeightsOptions
+from .segment import Segmenter, masks_of
 
 LOGGER = logging.getLogger("glore")
 FORMATS = ("jsonl", "csv")
@@ -79,6 +84,11 @@ class PredictOutputOptions(Options):
     )
     timeline: str = option("", "draw the likeliest classes over time: DIR/NAME.png", metavar="DIR")
     subtitles: str = option("", "write the likeliest class over time: DIR/NAME.srt", metavar="DIR")
+    masks: str = option(
+        "./exps/results/masks",
+        "of a network that segments: NAME_mask.png, NAME_colours.png, NAME_overlay.png",
+        metavar="DIR",
+    )
     log_file: str = option("", "log file (default: none)")
 
 
@@ -89,6 +99,7 @@ class PredictOptions(JobOptions):
     network: WeightsOptions = group(WeightsOptions)
     files: FileOptions = group(FileOptions)
     data: ViewOptions = group(ViewOptions)
+    segmentation: PixelViewOptions = group(PixelViewOptions)
     pixels: PixelOptions = group(PixelOptions)
     devices: InferenceOptions = group(InferenceOptions)
     output: PredictOutputOptions = group(PredictOutputOptions)
@@ -305,6 +316,29 @@ def _predict_whole(
         return {file.path: file.reason for file in loader.bad_files()}
 
 
+def _predict_masks(options: PredictOptions, model: Model) -> int:
+    """Segment all images; return how many could not be read."""
+    paths = find_files(options.files, "image")
+    names = names_of(model.facts, options.files.class_names)
+    log_input(model, f"{len(paths)} images, whole or in windows")
+    segmenter = Segmenter(model, contexts_of(options.devices), options.segmentation)
+    output, failed = options.output, 0
+    with writing(output) as writer:
+        stems = file_names(paths, "")
+        for path, stem in zip(paths, stems):
+            try:
+                shares, pictures = masks_of(segmenter, path, os.path.join(output.masks, stem))
+            except ImageError as error:
+                LOGGER.warning("cannot read the image %s: %s", path, error.reason)
+                writer.write({"file": path, "error": error.reason})
+                failed += 1
+                continue
+            top = [row for row in best(shares, output.top_k, names) if row["score"]]
+            writer.write({"file": path, **pictures, "top": top})
+    LOGGER.info("Masks      %d of %d images: %s", len(paths) - failed, len(paths), output.masks)
+    return failed
+
+
 def main(argv: Optional[list[str]] = None) -> int:
     """Predict as the command line says; the exit code is 1 if a file could not be read."""
     options = parse(PredictOptions(), argv, (__doc__ or "").split("\n\n")[0])
@@ -315,6 +349,8 @@ def main(argv: Optional[list[str]] = None) -> int:
             raise UsageError(f"name a checkpoint: {command('predict')} CHECKPOINT PATH ...")
         model = read_model(options)
         task = model.facts.task
+        if task == "segmentation":
+            return 1 if _predict_masks(options, model) else 0
         windowed = bool(output.stride or output.timeline or output.subtitles)
         if windowed and task != "video":
             raise UsageError("--stride, --timeline and --subtitles are for videos")

@@ -20,8 +20,8 @@ from glore_common import UsageError, check_writable, command
 from mxnet_compat import mx
 from network.batch_norm import with_batch_norm
 from network.block import FINE_TUNE_LR_MULT, build_block
-from network.builder import InputConf, get_spec
-from network.initializer import CONTEXTS, DEFAULT_RULES, UNITS
+from network.builder import InputConf, all_logits, get_spec
+from network.initializer import CONTEXTS, DEFAULT_RULES, PIXEL_HEAD, UNITS
 from network.pretrained import load_pretrained
 from network.summary import count
 from train.devices import contexts_of
@@ -30,6 +30,7 @@ from train.optimizer import make_optimizer
 from train.report import Reporter, default_log_file, log_to
 from train.schedule import schedule_for
 from train.step import Learner
+from train.task import Task
 from train.trial import benchmark, dry_run
 from train.workers import Group, join
 
@@ -126,6 +127,10 @@ class Run:
         )
         params = None
         plain = symbol
+        outputs = [output.name for output in all_logits(symbol)]
+        fresh = (UNITS, CONTEXTS) if network.fresh_units else ()
+        if get_spec(network.network).task == "segmentation":
+            fresh = (*fresh, PIXEL_HEAD)
         symbol = with_batch_norm(symbol, devices.batch_norm, self.contexts)
         if network.pretrained:
             source = locate(network.pretrained)
@@ -134,7 +139,7 @@ class Run:
                 symbol,
                 source,
                 {"data": (1, *input_conf.data_shape)},
-                allow_missing=(UNITS, CONTEXTS) if network.fresh_units else (),
+                allow_missing=fresh,
                 seed=seed,
                 rules=(*rules, *DEFAULT_RULES),
                 classes=(known, class_names) if known and class_names else None,
@@ -148,6 +153,7 @@ class Run:
             seed=seed,
             lr_mult=FINE_TUNE_LR_MULT if network.fine_tune else lr_mult,
             wd_mult=wd_mult,
+            output=outputs if len(outputs) > 1 else outputs[0],
         )
         # What checkpoints keep is for any number of devices.
         block.symbol = plain
@@ -202,7 +208,7 @@ class Run:
         block: mx.gluon.Block,
         loaders: tuple[BatchSource, Optional[BatchSource]],
         facts: ModelFacts,
-        batch_hook: Any = None,
+        task: Optional[Task] = None,
     ) -> Optional[tuple[Summary, Reporter]]:
         """Train, or try one batch with ``--dry-run``; report unreadable files; close the loaders.
 
@@ -214,7 +220,7 @@ class Run:
             For training and validation; the latter may be None.
         facts
             Kept in checkpoints.
-        batch_hook
+        task
             See :func:`train.loop.train_and_evaluate`.
 
         Returns
@@ -226,18 +232,16 @@ class Run:
         self.log_schedule(len(train))
         optimizer, schedule = self.recipe(len(train))
         log_dir = os.path.dirname(self.log_file or "") or "."
-        task = options.checkpoints.task_name
+        stem = options.checkpoints.task_name
         try:
             if options.logging.dry_run:
-                learner = Learner(
-                    block, optimizer, self.contexts, options, batch_hook, group, schedule
-                )
+                learner = Learner(block, optimizer, self.contexts, options, task, group, schedule)
                 dry_run(learner, train, schedule, options.run.random_seed)
                 return None
             if group.is_main:
                 self._check_room(block)
             reporter = Reporter(
-                task,
+                stem,
                 log_dir=log_dir,
                 tensorboard=options.logging.tensorboard,
                 files=group.is_main,
@@ -249,7 +253,7 @@ class Run:
                 options,
                 optimizer=optimizer,
                 schedule=schedule,
-                batch_hook=batch_hook,
+                task=task,
                 reporter=reporter,
                 model=facts.as_dict(),
                 group=group,
@@ -259,7 +263,7 @@ class Run:
             opened = [loader for loader in loaders if loader is not None]
             if not options.logging.dry_run:
                 name = "bad-files" if group.is_main else f"bad-files-worker{group.rank}"
-                path = os.path.join(log_dir, f"{task}_{name}.tsv")
+                path = os.path.join(log_dir, f"{stem}_{name}.tsv")
                 try:
                     found = write_bad_files(opened, path)
                     if found:
@@ -270,14 +274,12 @@ class Run:
                 loader.close()
 
     def benchmark(
-        self, block: mx.gluon.Block, batch: tuple, steps: int, batch_hook: Any = None
+        self, block: mx.gluon.Block, batch: tuple, steps: int, task: Optional[Task] = None
     ) -> float:
         """Time training steps on one batch that stays in memory; return samples per second."""
         # The schedule's length matters for the rate alone.
         optimizer, schedule = self.recipe(max(steps, self.options.run.epoch_div_factor or 1))
-        learner = Learner(
-            block, optimizer, self.contexts, self.options, batch_hook, self.group, schedule
-        )
+        learner = Learner(block, optimizer, self.contexts, self.options, task, self.group, schedule)
         return benchmark(learner, batch, schedule, self.options.run.random_seed, steps)
 
     def _check_room(self, block: mx.gluon.Block) -> None:
@@ -325,7 +327,14 @@ def next_commands(summary: Summary) -> None:
 
 def need_task(network: str, task: str) -> None:
     """Raise UsageError unless there is a network of this name that reads what the job trains on."""
-    reads_clips = get_spec(network).ndim == 3
+    spec = get_spec(network)
+    if (spec.task == "segmentation") != (task == "segmentation"):
+        if task == "segmentation":
+            raise UsageError(
+                f"{spec.name} has no head for segmentation: give --network fcn_{spec.name}"
+            )
+        raise UsageError(f"{spec.name} is for segmentation: {command('train_segmentation')}")
+    reads_clips = spec.ndim == 3
     if reads_clips and task == "image":
         raise UsageError(
             f"{network} reads clips, this trains on images; for videos: {command('train_kinetics')}"

@@ -18,6 +18,7 @@ from network.initializer import identity_units
 from train.loop import Summary
 from train.loss import Mixup
 from train.report import Reporter
+from train.task import Classification
 
 from .model import ModelFacts
 from .options import ImageJobOptions
@@ -74,9 +75,10 @@ def get_network(
     return block, dataclasses.replace(input_conf, mean=mean, std=std)
 
 
-def mixup_of(options: ImageJobOptions, num_classes: int) -> Optional[Mixup]:
-    """Return what --mixup asks for."""
-    return Mixup(options.images.mixup, num_classes) if options.images.mixup else None
+def task_of(options: ImageJobOptions, num_classes: int) -> Classification:
+    """Return what is learnt: classes, of blended pairs if --mixup asks for it."""
+    mixup = options.images.mixup
+    return Classification(Mixup(mixup, num_classes) if mixup else None)
 
 
 def get_loaders(
@@ -121,7 +123,7 @@ def run_benchmark(options: ImageJobOptions, run: Run) -> float:
         mx.nd.arange(size) % num_classes,
     )
     steps = options.run.max_steps or BENCHMARK_STEPS
-    return run.benchmark(block, batch, steps, mixup_of(options, num_classes))
+    return run.benchmark(block, batch, steps, task_of(options, num_classes))
 
 
 def run_training(
@@ -150,7 +152,7 @@ def run_training(
         std=input_conf.std,
         resize=options.data.resize,
     )
-    return parts, run.train(block, loaders, facts, mixup_of(options, num_classes))
+    return parts, run.train(block, loaders, facts, task_of(options, num_classes))
 
 
 def log_data(options: ImageJobOptions, parts: ImageParts) -> None:

@@ -66,7 +66,7 @@ def output_of(symbol: mx.sym.Symbol, output: str) -> mx.sym.Symbol:
 
 
 class SymbolNet(mx.gluon.SymbolBlock):
-    """A Gluon block that computes one output of a Symbol; made by :func:`build_block`.
+    """A Gluon block that computes outputs of a Symbol; made by :func:`build_block`.
 
     Attributes
     ----------
@@ -176,7 +176,7 @@ def build_block(
     seed: int = 0,
     lr_mult: Optional[Multipliers] = None,
     wd_mult: Optional[Multipliers] = None,
-    output: str = "classifier",
+    output: Union[str, Sequence[str]] = "classifier",
     training: bool = True,
 ) -> SymbolNet:
     """Make a trainable Gluon block of a network.
@@ -202,7 +202,8 @@ def build_block(
         Multipliers of learning rate and weight decay by rule, 1 where no rule fits:
         ``KINETICS_LR_MULT``, ``FINE_TUNE_LR_MULT``, ``KINETICS_WD_MULT``, ``NO_DECAY_BN_BIAS``.
     output
-        Node whose output the block computes: by default the logits.
+        Node whose output the block computes: by default the logits. Of several nodes it computes
+        a list.
     training
         With False no parameter gets a gradient, which saves its memory.
 
@@ -222,7 +223,10 @@ def build_block(
         If the network does not take ``data_shape``, or has no such output.
     """
     contexts = _contexts(ctx)
-    plain = output_of(symbol, output)
+    if isinstance(output, str):
+        plain = output_of(symbol, output)
+    else:
+        plain = mx.sym.Group([output_of(symbol, name) for name in output])
     check_memory(plain, input_conf, training=training, ctx=contexts[0])
     inputs = {"data": (1, *input_conf.data_shape)}
     args, auxs = param_shapes(plain, inputs)

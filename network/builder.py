@@ -7,13 +7,15 @@ from glore_common import UsageError, closest_first
 from mxnet_compat import mx
 
 from . import symbol_dpn, symbol_resnet
-from .placement import blocks_of, units_of
+from .placement import blocks_of, head_of, units_of
 from .settings import check_flag, check_real, check_whole
-from .specs import LEGACY_DPN_BN, ROWS, Spec
+from .specs import LEGACY_DPN_BN, PIXEL_ROWS, ROWS, Spec
 from .symbol_glore import UNIT_SETTINGS
+from .symbol_segmentation import pixel_head
 from .symbol_study import STUDY_ROWS
 
 ALL_ROWS = ROWS + STUDY_ROWS
+PIXELS = "fcn_"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,14 +35,19 @@ class InputConf:
     std: tuple[float, float, float]
 
 
-def list_networks(study: bool = False) -> list[str]:
+def list_networks(study: bool = False, task: str = "classification") -> list[str]:
     """Return the names of all networks, in the order of the table (aliases are left out).
 
     Parameters
     ----------
     study
         Also those that only a study of the project needs (:mod:`network.symbol_study`).
+    task
+        Networks of which task. For segmentation any 2D network NAME can be had as ``fcn_NAME``;
+        the list has the published ones and the demo's.
     """
+    if task == "segmentation":
+        return [row.name for row in PIXEL_ROWS]
     return [row.name for row in (ALL_ROWS if study else ROWS)]
 
 
@@ -50,7 +57,8 @@ def get_spec(name: str) -> Spec:
     Parameters
     ----------
     name
-        A name or alias, in any letter case.
+        A name or alias, in any letter case. ``fcn_`` before that of a 2D network: that backbone
+        with a head for segmentation.
 
     Raises
     ------
@@ -58,11 +66,18 @@ def get_spec(name: str) -> Spec:
         When there is no such network; the message names the nearest of all, and lists those of
         :func:`list_networks`, the nearest first.
     """
-    rows = {known.lower(): row for row in ALL_ROWS for known in (row.name, *row.aliases)}
+    rows = {
+        known.lower(): row for row in ALL_ROWS + PIXEL_ROWS for known in (row.name, *row.aliases)
+    }
+    if isinstance(name, str) and name.lower() not in rows and name.lower().startswith(PIXELS):
+        backbone = get_spec(name[len(PIXELS) :])
+        if backbone.ndim != 2 or backbone.task != "classification":
+            raise UsageError(f"{name}: {backbone.name} is no 2D network that classifies images.")
+        return backbone.for_pixels()
     if not isinstance(name, str) or name.lower() not in rows:
         every, known = (
             [known for row in table for known in (row.name, *row.aliases)]
-            for table in (ALL_ROWS, ROWS)
+            for table in (ALL_ROWS + PIXEL_ROWS, ROWS + PIXEL_ROWS)
         )
         raise UsageError(
             f"Unknown network {name!r}. Did you mean {closest_first(str(name), every)[0]}? "
@@ -113,6 +128,19 @@ def _set_unit(override: str, setting: str) -> Callable[[Spec, Any], Spec]:
     return apply
 
 
+def _set_output_stride(spec: Spec, value: Any) -> Spec:
+    if spec.ndim != 2 or value not in (8, 16, 32):
+        raise UsageError(f"output_stride: 2D networks have 8, 16 or 32, not {value!r}.")
+    return spec.with_output_stride(value)
+
+
+def _set_auxiliary(spec: Spec, value: Any) -> Spec:
+    if spec.task != "segmentation":
+        raise UsageError(f"auxiliary: {spec.name} has no auxiliary head, only fcn_ networks have.")
+    width = spec.head.auxiliary if check_flag("auxiliary", value) else 0
+    return dataclasses.replace(spec, head=spec.head._replace(auxiliary=width))
+
+
 # The override that sets all units' setting of this name.
 UNIT_OVERRIDES = {
     "glore_flavour" if setting == "flavour" else setting: setting for setting in UNIT_SETTINGS
@@ -122,6 +150,9 @@ UNIT_OVERRIDES = {
 OVERRIDES: dict[str, Callable[[Spec, Any], Spec]] = {
     "glore": units_of,
     "block": blocks_of,
+    "context": head_of,
+    "output_stride": _set_output_stride,
+    "auxiliary": _set_auxiliary,
     "clip_length": _set_clip_length,
     "crop_size": _set_crop_size,
     "dropout": lambda spec, value: dataclasses.replace(
@@ -224,6 +255,14 @@ def get_symbol(
             every block of conv3 to conv5, se in every block, snl and nl behind the last block but
             one of conv4, units as in ResNet-50. What sits behind a residual block precedes a GloRe
             unit that sits there too.
+        context : str or None
+            Segmentation: the block before the classifier, with its settings: ``'glore'``,
+            ``'glore:num_node=32,normalize=false'``, ``'gc:ratio=1/4'``, or none.
+        output_stride : {8, 16, 32}
+            2D networks: how much smaller than the input the last map is; the strides beyond it
+            become dilations, the weights stay those of the network.
+        auxiliary
+            Segmentation: whether there is an auxiliary head on conv4, for training.
         clip_length
             Frames (3D networks).
         crop_size : int or (int, int)
@@ -247,7 +286,8 @@ def get_symbol(
     -------
     (Symbol, InputConf)
         The Symbol takes ``data`` (n, *data_shape) and ``softmax_label`` (n,) and gives class
-        probabilities (n, num_classes).
+        probabilities (n, num_classes). Of a segmentation network (n, num_classes, h, w), from
+        labels (n, h, w); an auxiliary head is a second output.
 
     Raises
     ------
@@ -256,9 +296,12 @@ def get_symbol(
     """
     row, spec = get_spec(name), resolve(name, **overrides)
     classes = spec.num_classes if num_classes is None else check_whole("num_classes", num_classes)
-    builder = symbol_dpn if spec.family == "dpn" else symbol_resnet
-    default_map = row.final_map(row.data_shape[1:])
-    symbol = _head(builder.get_before_pool(spec), spec, default_map, classes)
+    stages = (symbol_dpn if spec.family == "dpn" else symbol_resnet).get_stages(spec)
+    if spec.task == "segmentation":
+        symbol = pixel_head(stages, spec=spec, num_classes=classes)
+    else:
+        default_map = row.final_map(row.data_shape[1:])
+        symbol = _head(stages[-1], spec, default_map, classes)
     return symbol, InputConf(spec.data_shape, spec.mean, spec.std)
 
 
@@ -268,16 +311,28 @@ def logits(symbol: mx.sym.Symbol) -> mx.sym.Symbol:
     Parameters
     ----------
     symbol
-        From :func:`get_symbol`, or loaded from a checkpoint that ends in ``SoftmaxOutput``.
+        From :func:`get_symbol`, or loaded from a checkpoint that ends in ``SoftmaxOutput``. Of
+        several outputs the first one counts: the others are for training.
 
     Raises
     ------
     UsageError
         When the graph does not end in a ``SoftmaxOutput``.
     """
-    if len(symbol.list_outputs()) != 1 or not symbol.list_outputs()[0].endswith("softmax_output"):
+    return all_logits(symbol)[0]
+
+
+def all_logits(symbol: mx.sym.Symbol) -> list[mx.sym.Symbol]:
+    """Return what each softmax at the end of a network reads: that of :func:`logits` first.
+
+    Raises
+    ------
+    UsageError
+        When the graph does not end in ``SoftmaxOutput``.
+    """
+    if not all(name.endswith("softmax_output") for name in symbol.list_outputs()):
         raise UsageError(
             f"The graph ends in {', '.join(symbol.list_outputs())}, not in a SoftmaxOutput named "
             "'softmax': it has no logits to take."
         )
-    return symbol.get_children()[0]
+    return [symbol[number].get_children()[0] for number in range(len(symbol.list_outputs()))]

@@ -190,6 +190,8 @@ def initial_params(
 
 # Parameters of GloRe units and of context blocks in the backbones, which a 2D network may lack.
 UNITS = r"_extra_"
+# Those of a segmentation network's heads, which a classification network has not.
+PIXEL_HEAD = r"^(head|aux)_"
 CONTEXTS = rf"_({'|'.join(CONTEXT_KINDS)})_"
 
 
@@ -214,13 +216,16 @@ def is_inflatable(given: Shape, expected: Shape) -> bool:
 
 
 def other_classifier(name: str, given: Shape, expected: Shape, classifier: str) -> bool:
-    """Return whether the shapes of a parameter differ only in the classifier's class count."""
-    return (
-        name.startswith(f"{classifier}_")
-        and len(given) == len(expected)
-        and tuple(given[1:]) == tuple(expected[1:])
-        and given[0] != expected[0]
-    )
+    """Return whether a classifier's parameter is for other classes, or for another kind of data.
+
+    Then the shapes differ in the number of classes only; or one classifies positions of a map,
+    (classes, channels, 1, 1), and the other what is pooled, (classes, channels).
+    """
+    if not name.startswith(f"{classifier}_"):
+        return False
+    if len(given) != len(expected):
+        return {len(given), len(expected)} == {2, 4}
+    return tuple(given[1:]) == tuple(expected[1:]) and given[0] != expected[0]
 
 
 def inflate_2d(

@@ -37,6 +37,7 @@ _BETWEEN_ITEMS = re.compile(r"\s*,\s*(?=[A-Za-z])(?!\w+\s*=)")
 # Groups: kind, places, placement, settings; of units: places, settings.
 _ITEM = re.compile(r"([A-Za-z]+)(?:@([^/=]+?))?(?:/(\w+))?(?::(\w+\s*=.*))?")
 _UNITS = re.compile(r"(?:glore(?:@|(?=:)|$))?([^/=]*?)(?::(\w+\s*=.*))?")
+_HEAD = re.compile(r"([A-Za-z]+)(?::(\w+\s*=.*))?")
 _BLOCKS = re.compile(r"\d:\d+(,\d+)*(;\d:\d+(,\d+)*)*")
 
 
@@ -67,6 +68,37 @@ def units_of(spec: Spec, value: Any) -> Spec:
     if not match or not value.strip():
         raise _not_understood(value)
     return _with_units(spec, *match.groups(default=""))
+
+
+def head_of(spec: Spec, value: Any) -> Spec:
+    """Return a segmentation row with the context block that the override ``context`` asks for.
+
+    Parameters
+    ----------
+    spec
+    value
+        A kind of block with settings if need be (``'glore'``, ``'gc:ratio=1/4'``), or None.
+
+    Raises
+    ------
+    UsageError
+        For another kind of network, text that is not understood, or a wrong setting.
+    """
+    if spec.task != "segmentation":
+        raise UsageError(f"context: {spec.name} does not segment; give block or glore instead.")
+    if value is None or value == "none":
+        return dataclasses.replace(spec, head=spec.head._replace(kind=None, settings={}))
+    match = _HEAD.fullmatch(str(value).strip())
+    kind = match[1].lower() if match else ""
+    known = [*CONTEXT_KINDS, GLORE]
+    if kind not in known:
+        raise UsageError(
+            f"context={value!r} is not one of: {', '.join(closest_first(str(value), known))}, "
+            "none; with settings if need be, as in 'gc:ratio=1/4'."
+        )
+    settings = UNIT_SETTINGS if kind == GLORE else CONTEXT_KINDS[kind].settings
+    given = _settings(f"context: {kind}", match[2] or "" if match else "", settings)
+    return dataclasses.replace(spec, head=spec.head._replace(kind=kind, settings=given))
 
 
 def blocks_of(spec: Spec, value: Any) -> Spec:

@@ -68,6 +68,7 @@ class Stem(NamedTuple):
 
 
 PLACEMENTS = ("inside", "after")
+TASKS = ("classification", "segmentation")
 
 
 class Context(NamedTuple):
@@ -106,6 +107,27 @@ class Context(NamedTuple):
         return self.positions is None or block in dict(self.positions).get(stage, ())
 
 
+class PixelHead(NamedTuple):
+    """What makes a class for each pixel of a backbone's map (network/symbol_segmentation.py).
+
+    Attributes
+    ----------
+    width
+        Channels that the map is reduced to, and of the context block.
+    kind
+        ``glore`` or one of ``CONTEXT_KINDS``; None for a plain FCN.
+    settings
+        What the context block is built with otherwise than by default.
+    auxiliary
+        Channels of the auxiliary head on conv4; 0 for none.
+    """
+
+    width: int = 512
+    kind: Optional[str] = None
+    settings: Mapping[str, Any] = {}
+    auxiliary: int = 256
+
+
 @dataclasses.dataclass(frozen=True)
 class Spec:
     """One network. Tuples of four belong to the stages conv2 to conv5.
@@ -118,12 +140,16 @@ class Spec:
         Blocks per stage, width of the 3x3 convolution, width of the stage.
     strides
         Stride of each stage's first block, per axis.
+    dilations
+        Of each stage's 3x3 convolutions in the plane: of its first block, and of the others.
     stem
         What precedes conv2.
     data_shape
         Default input without the batch axis: (3, h, w) or (3, t, h, w).
     num_classes
         Classes of the data set that the network was published for.
+    task : {'classification', 'segmentation'}
+        What the network makes of an input: a class, or a class for each pixel.
     family : {'resnet', 'dpn'}
         Which builder.
     bottleneck
@@ -142,6 +168,8 @@ class Spec:
         Context blocks in or behind the residual blocks.
     unit
         What every GloRe unit is built with otherwise than ``UNIT_SETTINGS`` says.
+    head
+        Of a segmentation network.
     dropout
         Probability, before the classifier.
     bn
@@ -167,7 +195,9 @@ class Spec:
     stem: Stem
     data_shape: tuple[int, ...]
     num_classes: int
+    task: str = "classification"
     family: str = "resnet"
+    dilations: tuple[tuple[int, int], ...] = ((1, 1),) * 4
     bottleneck: bool = True
     groups: int = 1
     temporal: tuple[tuple[int, ...], ...] = ()
@@ -176,6 +206,7 @@ class Spec:
     unit_defaults: Positions = ()
     context: tuple[Context, ...] = ()
     unit: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    head: PixelHead = PixelHead()
     dropout: float = 0.0
     bn: BNConf = BNConf()
     fixed_pool: bool = False
@@ -189,6 +220,47 @@ class Spec:
     def ndim(self) -> int:
         """Spatial rank of the maps: 2, or 3 with time."""
         return len(self.data_shape) - 1
+
+    def dilation(self, stage: int, block: int) -> int:
+        """Return the dilation of the 3x3 convolutions in block ``block`` of conv``stage``."""
+        return self.dilations[stage - 2][min(block, 2) - 1]
+
+    def published_stride(self, stage: int) -> tuple[int, ...]:
+        """Return the stride of a stage's first block where no dilation takes its place."""
+        first, others = self.dilations[stage - 2]
+        return tuple(step * others // first for step in self.strides[stage - 2])
+
+    def with_output_stride(self, stride: int) -> "Spec":
+        """Return a 2D row whose last map is smaller than the input by ``stride`` and no more.
+
+        The strides beyond it become dilations of what follows, so that kernels see what they saw: a
+        stage's first block, which had the stride, keeps the dilation of the stage before.
+        """
+        reached = self.stem.stride[0] * self.stem.pool_stride[0]
+        spread, strides, dilations = 1, [], []
+        for stage in (2, 3, 4, 5):
+            step = self.published_stride(stage)[0]
+            first = spread
+            if reached * step > stride:
+                spread, step = spread * step, 1
+            reached *= step
+            strides.append((step,) * self.ndim)
+            dilations.append((first, spread))
+        return dataclasses.replace(self, strides=tuple(strides), dilations=tuple(dilations))
+
+    def for_pixels(self, kind: Optional[str] = None) -> "Spec":
+        """Return the row ``fcn_NAME`` that segments: output stride 8, context block ``kind``."""
+        row = dataclasses.replace(
+            self,
+            name=f"fcn_{self.name}" + (f"_w-{kind}" if kind else ""),
+            task="segmentation",
+            data_shape=(3, 512, 1024),
+            num_classes=19,
+            head=PixelHead(kind=kind),
+            dropout=0.1,
+            aliases=(),
+        )
+        return row.with_output_stride(8)
 
     def total_stride(self) -> tuple[int, ...]:
         """Return, per axis of the input, the product of all strides."""
@@ -509,6 +581,34 @@ ROWS = (
     DPN131,
     DPN131.with_units("dpn131_w-glore_2-3", (2, 3)),
     *_context_rows(),
+)
+
+# For the demo and for tests; no published network. What it sees ends 37 pixels from a pixel, so
+# that a plain FCN cannot know what the rest of an image holds.
+TINY_2D = _resnet(
+    "tiny",
+    (1, 1, 1, 1),
+    (),
+    num_mid=(16, 16, 32, 32),
+    num_out=(32, 64, 96, 128),
+    **{**POST_ACTIVATION, "mean": MEAN, "std": STD, "stem": _image_stem(16)},
+)
+TINY_FCN = dataclasses.replace(
+    TINY_2D.for_pixels(), head=PixelHead(64, auxiliary=32), data_shape=(3, 96, 128), num_classes=6
+)
+
+# Fully convolutional networks for semantic segmentation. Any other 2D row NAME is there as well, as
+# ``fcn_NAME`` (:func:`network.builder.get_spec`).
+PIXEL_ROWS = (
+    RESNET50.for_pixels(),
+    RESNET50.for_pixels("glore"),
+    RESNET50.for_pixels("gc"),
+    RESNET101.for_pixels(),
+    RESNET101.for_pixels("glore"),
+    TINY_FCN,
+    dataclasses.replace(
+        TINY_FCN, name="fcn_tiny_w-glore", head=TINY_FCN.head._replace(kind="glore")
+    ),
 )
 
 # Top-1 accuracy in per cent as the GloRe project's README states it (facebookresearch/GloRe):

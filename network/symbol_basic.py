@@ -66,6 +66,7 @@ def Conv(
     name: str,
     pad: Optional[Size] = None,
     stride: Optional[Size] = None,
+    dilate: Optional[tuple[int, ...]] = None,
     num_group: int = 1,
     no_bias: bool = True,
 ) -> mx.sym.Symbol:
@@ -83,6 +84,8 @@ def Conv(
         Parameters are ``{name}_conv_weight`` and, unless ``no_bias``, ``{name}_conv_bias``.
     pad, stride
         Like ``kernel``; default to 0 and 1.
+    dilate
+        Like ``kernel``: distance of its points; 1 by default.
     num_group
         Groups of channels.
     no_bias
@@ -95,6 +98,8 @@ def Conv(
     """
     default_pad: Size = 0 if isinstance(kernel, int) else (0,) * len(kernel)
     default_stride: Size = 1 if isinstance(kernel, int) else (1,) * len(kernel)
+    # Left out where it says nothing: graphs without it are those of the released files.
+    dilated = {} if dilate is None or set(dilate) == {1} else {"dilate": dilate}
     return mx.sym.Convolution(
         data=data,
         num_filter=num_filter,
@@ -104,6 +109,7 @@ def Conv(
         num_group=num_group,
         no_bias=no_bias,
         name=f"{name}_conv",
+        **dilated,
     )
 
 
@@ -120,6 +126,7 @@ def BN_AC_Conv(
     name: str,
     pad: Optional[Size] = None,
     stride: Optional[Size] = None,
+    dilate: Optional[tuple[int, ...]] = None,
     num_group: int = 1,
     bn: BNConf = RELEASED_BN,
 ) -> mx.sym.Symbol:
@@ -131,6 +138,7 @@ def BN_AC_Conv(
         name=name,
         pad=pad,
         stride=stride,
+        dilate=dilate,
         num_group=num_group,
     )
 
@@ -143,6 +151,7 @@ def Conv_BN_AC(
     name: str,
     pad: Optional[Size] = None,
     stride: Optional[Size] = None,
+    dilate: Optional[tuple[int, ...]] = None,
     num_group: int = 1,
     bn: BNConf = RELEASED_BN,
 ) -> mx.sym.Symbol:
@@ -154,6 +163,7 @@ def Conv_BN_AC(
         name=name,
         pad=pad,
         stride=stride,
+        dilate=dilate,
         num_group=num_group,
     )
     return BN_AC(out, name=name, bn=bn)

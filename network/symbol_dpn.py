@@ -18,7 +18,7 @@ from mxnet_compat import mx
 from .symbol_basic import AC, BN, BN_AC, Conv
 from .symbol_context import context_blocks
 from .symbol_glore import GloRe_Unit
-from .symbol_resnet import half, stem
+from .symbol_resnet import spread, stem
 
 if TYPE_CHECKING:
     from .specs import Spec
@@ -32,6 +32,7 @@ def _bn_ac_conv(
     name: str,
     spec: "Spec",
     stride: Optional[tuple[int, ...]] = None,
+    dilation: int = 1,
     num_group: int = 1,
 ) -> mx.sym.Symbol:
     if spec.legacy_names:
@@ -43,8 +44,8 @@ def _bn_ac_conv(
         num_filter=num_filter,
         kernel=kernel,
         name=conv_name,
-        pad=half(kernel),
         stride=stride,
+        **spread(kernel, dilation),
         num_group=num_group,
     )
 
@@ -91,7 +92,8 @@ def Dual_Path_Unit(
     if isinstance(data, list):
         whole = mx.sym.Concat(*data, dim=1, name=f"{name}_cat-input")
     if block == 1:
-        adapter = f"{name}_c1x1-w(s/{stride[0]})"
+        # The name tells the stride of the published network, also where a dilation replaces it.
+        adapter = f"{name}_c1x1-w(s/{spec.published_stride(stage)[0]})"
         out = _bn_ac_conv(
             whole,
             num_filter=num_out + 2 * growth,
@@ -111,6 +113,7 @@ def Dual_Path_Unit(
         name=f"{name}_c3x3-b",
         spec=spec,
         stride=stride,
+        dilation=spec.dilation(stage, block),
         num_group=spec.groups,
     )
     width = num_out + growth
@@ -124,12 +127,16 @@ def Dual_Path_Unit(
     ]
 
 
-def get_before_pool(spec: "Spec") -> mx.sym.Symbol:
-    """Return all of a network up to the last rectifier: (n, 3, h, w) -> (n, c, h / 32, w / 32)."""
+def get_stages(spec: "Spec") -> list[mx.sym.Symbol]:
+    """Return the maps behind conv2 to conv5: (n, 3, h, w) -> (n, c, h', w').
+
+    Residual and dense map are concatenated; the last one has the last rectifier.
+    """
     conv, bn, tail = "conv1", "conv1", "tail"
     if spec.legacy_names:
         conv, bn, tail = "conv1_x_1_", "conv1_x_1__relu-sp_", "conv5_x_x__relu-sp_"
     out = stem(mx.sym.Variable("data"), spec=spec, conv_name=conv, bn_name=bn)
+    stages = []
     for stage, num_blocks in enumerate(spec.blocks, 2):
         positions = spec.units_of(stage)
         num_out, growth = spec.num_out[stage - 2], spec.growth[stage - 2]
@@ -146,5 +153,7 @@ def get_before_pool(spec: "Spec") -> mx.sym.Symbol:
             if block in positions:
                 unit = f"{name}_extra"
                 out = GloRe_Unit(out, num_in=widths, name=unit, **spec.unit_arguments())
-    out = mx.sym.Concat(*out, dim=1, name="conv5_x_x_cat-final")
-    return BN_AC(out, name=tail, bn=spec.bn)
+        # For those who read it; a node that nobody reads is no part of the graph.
+        stages.append(mx.sym.Concat(*out, dim=1, name=f"conv{stage}_x_x_cat-final"))
+    stages[-1] = BN_AC(stages[-1], name=tail, bn=spec.bn)
+    return stages

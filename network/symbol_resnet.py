@@ -7,7 +7,7 @@ Layout and names are those of facebookresearch/GloRe: the MXNet graphs for Image
 networks for Kinetics, where convolution ``m1`` may reach over time.
 """
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from mxnet_compat import mx
 
@@ -22,6 +22,19 @@ if TYPE_CHECKING:
 def half(kernel: tuple[int, ...]) -> tuple[int, ...]:
     """Return the padding that keeps the size of a map under an odd ``kernel`` of stride 1."""
     return tuple(size // 2 for size in kernel)
+
+
+def spread(kernel: tuple[int, ...], dilation: int) -> dict[str, Any]:
+    """Return ``pad`` and ``dilate`` of a kernel whose points are ``dilation`` apart in the plane.
+
+    Time, the first of three axes, is left as it is.
+    """
+    in_time = (1,) * (len(kernel) - 2)
+    dilate = in_time + tuple(dilation if size > 1 else 1 for size in kernel[-2:])
+    return {
+        "dilate": dilate,
+        "pad": tuple(size // 2 * step for size, step in zip(kernel, dilate)),
+    }
 
 
 def Residual_Unit(
@@ -49,6 +62,7 @@ def Residual_Unit(
     """
     num_mid, num_out = spec.num_mid[stage - 2], spec.num_out[stage - 2]
     stride = spec.strides[stage - 2] if block == 1 else (1,) * spec.ndim
+    dilation = spec.dilation(stage, block)
     # Kernels over (time,) height and width; the first convolution of a block may reach over time.
     reach = (spec.temporal[stage - 2][block - 1],) if spec.ndim == 3 else ()
     still = (1,) * len(reach)
@@ -62,7 +76,7 @@ def Residual_Unit(
             "num_filter": width,
             "kernel": kernel,
             "name": f"{name}_{tag}",
-            "pad": half(kernel),
+            **spread(kernel, dilation),
             "stride": stride,
             "num_group": num_group,
         }
@@ -114,10 +128,15 @@ def stem(
     )
 
 
-def get_before_pool(spec: "Spec") -> mx.sym.Symbol:
-    """Return all of a network up to the last rectifier: (n, 3, *input) -> (n, c, *map)."""
+def get_stages(spec: "Spec") -> list[mx.sym.Symbol]:
+    """Return the maps behind conv2 to conv5, the last one with the last rectifier.
+
+    Each is (n, 3, *input) -> (n, width of the stage, *map). Pre-activation networks have no
+    normalisation or rectifier behind conv2 to conv4: the next block begins with them.
+    """
     out = stem(mx.sym.Variable("data"), spec=spec)
     num_in = spec.stem.width
+    stages = []
     for stage, num_blocks in enumerate(spec.blocks, 2):
         positions = spec.units_of(stage)
         for block in range(1, num_blocks + 1):
@@ -129,4 +148,7 @@ def get_before_pool(spec: "Spec") -> mx.sym.Symbol:
             if block in positions:
                 unit = f"{name}_extra"
                 out = GloRe_Unit(out, num_in=num_in, name=unit, **spec.unit_arguments())
-    return out if spec.post_activation else BN_AC(out, name="tail", bn=spec.bn)
+        stages.append(out)
+    if not spec.post_activation:
+        stages[-1] = BN_AC(out, name="tail", bn=spec.bn)
+    return stages

@@ -1,9 +1,10 @@
 """The training loop: :func:`train_and_evaluate`.
 
-It takes any Gluon block that maps a batch to logits and any sized iterable of (data, label)
-batches. A *logged epoch* is one of ``epoch_div_factor`` nearly equal parts of a pass over the
-training data, followed by precise BatchNorm (if asked for), a validation, a row of the history
-and a checkpoint; the schedule is that of the original project (facebookresearch/GloRe).
+It takes any Gluon block and any sized iterable of (data, label) batches; a
+:class:`train.task.Task` says what is learnt and measured. A *logged epoch* is one of
+``epoch_div_factor`` nearly equal parts of a pass over the training data, followed by precise
+BatchNorm (if asked for), a validation, a row of the history and a checkpoint; the schedule is that
+of the original project (facebookresearch/GloRe).
 """
 
 import contextlib
@@ -20,13 +21,14 @@ from mxnet_compat import mx
 
 from .batches import BatchStream, epoch_bounds, spread_batches
 from .interrupt import Interrupted, StopSignals
-from .metric import StreamingMetrics, means_of
+from .metric import StreamingMetrics
 from .options import TrainOptions
 from .precise_bn import affine_names, estimate_statistics, only_trainable
 from .report import Reporter, best_row
 from .saving import Checkpoints
 from .state import contexts_of_block
 from .step import Learner, derived_seed
+from .task import Task
 from .workers import Group, is_distributed
 
 LOGGER = logging.getLogger("glore.train")
@@ -48,9 +50,9 @@ class Summary:
     Attributes
     ----------
     history
-        One row per logged epoch; see ``train.report.COLUMNS``.
+        One row per logged epoch; see :func:`train.report.columns`.
     best
-        The row with the highest validation top-1.
+        The row that is best in validation: see :func:`train.report.best_row`.
     checkpoint
         Stem of the last checkpoint that this run wrote or started from.
     steps
@@ -106,7 +108,8 @@ class Session:
         self.reporter = reporter
         self.checkpoints = checkpoints
         self.stop = stop
-        self.metrics = StreamingMetrics()
+        self.task = learner.task
+        self.metrics = StreamingMetrics(self.task)
         self.position = checkpoints.resume()
         # They are sums over all workers: one of them goes on with them.
         if self.position.totals is not None and self.group.is_main:
@@ -272,7 +275,7 @@ class Session:
                 self.check_finite()
                 totals, now = sums(), time.perf_counter()
                 speed = (totals["samples"] - printed["samples"]) / (now - printed_at)
-                means = means_of(totals, printed)
+                means = self.task.means(totals, printed)
                 self.reporter.step_line(position, size, lr, speed, means)
                 printed, printed_at = totals, now
             now = time.perf_counter()
@@ -329,7 +332,7 @@ class Session:
         if self.run.val_batch_limit:
             div = max(div, -(-self.val_data.batches // self.run.val_batch_limit))
         runs = spread_batches(self.val_data.batches, div)
-        metrics = StreamingMetrics()
+        metrics = StreamingMetrics(self.task)
         title = f"Epoch {self.position.epoch + 1} validation"
         self.reporter.start_bar(title, sum(stop - start for start, stop in runs))
         for start, stop in runs:
@@ -352,19 +355,20 @@ class Session:
                 self.position.epoch + 1,
             )
             return None
-        return means_of(totals)
+        return self.task.means(totals)
 
     def row(self, validation: Optional[dict[str, float]], seconds: float) -> dict[str, Any]:
         """Return the history's row for the current logged epoch."""
         position = self.position
         totals = self.totals()
-        train, measured = means_of(totals), validation or {}
+        train, measured = self.task.means(totals), validation or {}
+        names = ("loss", *self.task.figures)
         return {
             "epoch": position.epoch + 1,
             "step": position.step,
             "lr": self.lr,
-            **{f"train_{name}": train[name] for name in self.metrics.names},
-            **{f"val_{name}": measured.get(name) for name in self.metrics.names},
+            **{f"train_{name}": train[name] for name in names},
+            **{f"val_{name}": measured.get(name) for name in names},
             "train_seconds": round(position.seconds, 3),
             "val_seconds": round(seconds, 3) if measured else None,
             "samples_per_second": round(totals["samples"] / max(position.seconds, 1e-9), 3),
@@ -433,7 +437,7 @@ def train_and_evaluate(
     *,
     optimizer: mx.optimizer.Optimizer,
     schedule: Callable[[int], float],
-    batch_hook: Optional[Callable] = None,
+    task: Optional[Task] = None,
     reporter: Optional[Reporter] = None,
     model: Optional[dict] = None,
     group: Optional[Group] = None,
@@ -443,12 +447,12 @@ def train_and_evaluate(
     Parameters
     ----------
     block
-        Maps data to logits (n, classes); of type ``options.devices.dtype``, and initialised
-        (deferred shapes are fine) on the devices that it is to learn on. Its ``symbol``, if it has
-        one, is saved with the checkpoints.
+        Maps data to what ``task`` takes: logits (n, classes); of type ``options.devices.dtype``,
+        and initialised (deferred shapes are fine) on the devices that it is to learn on. Its
+        ``symbol``, if it has one, is saved with the checkpoints.
     train_data, val_data
         Sized iterables of (data, label), see :class:`train.batches.BatchStream`; ``val_data`` may
-        be None. Data (n, ...), labels (n,).
+        be None. Data (n, ...), labels (n,) or what else ``task`` takes.
     options
         How the run is carried out, all settled. If they have more groups than ``TrainOptions``,
         these are kept in the checkpoints and compared too.
@@ -457,8 +461,8 @@ def train_and_evaluate(
         ``wd_mult``.
     schedule
         Maps a step (from 1) to a learning rate; see ``train.schedule``.
-    batch_hook
-        See :class:`train.step.Learner`.
+    task
+        What is learnt and measured; classification by default.
     reporter
         Writes history, curves and events; a default one under ``./exps/logs``.
     model
@@ -490,7 +494,7 @@ def train_and_evaluate(
         train_data, val_data, options.run.epoch_div_factor, group
     )
     contexts = contexts_of_block(block)
-    learner = Learner(block, optimizer, contexts, options, batch_hook, group, schedule)
+    learner = Learner(block, optimizer, contexts, options, task, group, schedule)
     checkpoints = Checkpoints(learner, options, model, train_stream.batches)
     with StopSignals() as stop, contextlib.ExitStack() as closing:
         closing.callback(train_stream.close)

@@ -9,6 +9,32 @@ from glore_common import UsageError
 from mxnet_compat import mx
 
 
+def log_probability_of(
+    logits: mx.nd.NDArray, label: mx.nd.NDArray, smoothing: float = 0.0
+) -> mx.nd.NDArray:
+    """Return the logarithm of the probability of each target, in float32.
+
+    Parameters
+    ----------
+    logits
+        (n, classes, …), any float type.
+    label
+        (n, …) class indices.
+    smoothing
+        As for :func:`cross_entropy`.
+
+    Returns
+    -------
+    NDArray
+        (n, …).
+    """
+    log_probability = mx.nd.log_softmax(logits.astype("float32"), axis=1)
+    picked = mx.nd.pick(log_probability, label, axis=1)
+    if not smoothing:
+        return picked
+    return (1 - smoothing) * picked + smoothing * log_probability.mean(axis=1)
+
+
 def cross_entropy(
     logits: mx.nd.NDArray, label: mx.nd.NDArray, smoothing: float = 0.0
 ) -> mx.nd.NDArray:
@@ -28,11 +54,10 @@ def cross_entropy(
     NDArray
         (n,), not averaged.
     """
-    log_probability = mx.nd.log_softmax(logits.astype("float32"), axis=1)
     if label.ndim == 1:
-        loss = -mx.nd.pick(log_probability, label, axis=1)
-    else:
-        loss = -(log_probability * label).sum(axis=1)
+        return -log_probability_of(logits, label, smoothing)
+    log_probability = mx.nd.log_softmax(logits.astype("float32"), axis=1)
+    loss = -(log_probability * label).sum(axis=1)
     if smoothing:
         loss = (1 - smoothing) * loss - smoothing * log_probability.mean(axis=1)
     return loss

@@ -6,12 +6,15 @@ update only queues a few small operators; figures are fetched when somebody look
 
 import math
 from collections.abc import Sequence
-from typing import Any, Optional
+from typing import TYPE_CHECKING, Any, Optional
 
 import numpy as np
 
 from glore_common import UsageError
 from mxnet_compat import mx
+
+if TYPE_CHECKING:
+    from .task import Task
 
 
 def top_k_hits(logits: mx.nd.NDArray, label: mx.nd.NDArray, top_k: Sequence[int]) -> list:
@@ -51,20 +54,20 @@ def top_k_hits(logits: mx.nd.NDArray, label: mx.nd.NDArray, top_k: Sequence[int]
 
 
 class StreamingMetrics:
-    """Mean loss and top-k accuracy over batches.
+    """Mean loss and the figures of a task over batches.
 
     Batch sums wait on their device until :meth:`totals` fetches them; they are added in double
     precision and in order, so that the result does not depend on when somebody looked.
 
     Parameters
     ----------
-    top_k
-        Which accuracies to keep.
+    task
+        What is measured.
     """
 
-    def __init__(self, top_k: Sequence[int] = (1, 5)) -> None:
-        self.top_k = tuple(top_k)
-        self.names = ("loss", *(f"top{k}" for k in self.top_k))
+    def __init__(self, task: "Task") -> None:
+        self.task = task
+        self.names = ("loss", *task.sums)
         self.reset()
 
     def reset(self) -> None:
@@ -80,16 +83,14 @@ class StreamingMetrics:
         ----------
         losses
             Per-sample losses (n,), one array per device.
-        outputs
-            Logits (n, classes), one array per device.
-        labels
-            See :func:`top_k_hits`, one array per device.
+        outputs, labels
+            See :meth:`train.task.Task.count`, one of each per device.
         step
             Named by ``first_bad`` if the batch's loss is not finite.
         """
         for loss, output, label in zip(losses, outputs, labels):
-            parts = [loss.astype("float32").sum(), *top_k_hits(output, label, self.top_k)]
-            sums = mx.nd.concat(*(part.reshape((1,)) for part in parts), dim=0)
+            parts = [loss.astype("float32").sum(), *self.task.count(output, label)]
+            sums = mx.nd.concat(*(part.reshape((-1,)) for part in parts), dim=0)
             self._waiting.append((step, loss.shape[0], sums))
 
     def wait_for_all_but(self, count: int) -> None:
@@ -106,7 +107,7 @@ class StreamingMetrics:
         Returns
         -------
         dict
-            ``samples``, ``loss`` and ``top{k}``: sums, not means.
+            ``samples``, ``loss`` and the task's sums.
         """
         for step, samples, sums in self._waiting:
             values = sums.asnumpy().astype("float64")
@@ -126,8 +127,8 @@ class StreamingMetrics:
         self._totals = dict(totals)
 
     def means(self, since: Optional[dict[str, float]] = None) -> dict[str, float]:
-        """Return the means since the start, or since the sums ``since``; NaN without samples."""
-        return means_of(self.totals(), since)
+        """Return loss and figures since the start, or since the sums ``since``."""
+        return self.task.means(self.totals(), since)
 
 
 def means_of(
@@ -141,6 +142,18 @@ def means_of(
         for name in totals
         if name != "samples"
     }
+
+
+def iou_of(hits: np.ndarray, labels: np.ndarray, found: np.ndarray) -> np.ndarray:
+    """Return the intersection over union of each class; NaN for one that never came up.
+
+    Parameters
+    ----------
+    hits, labels, found
+        (classes,) numbers of pixels that are right, that have the class, and that are given it.
+    """
+    union = labels + found - hits
+    return np.divide(hits, union, out=np.full(len(hits), np.nan), where=union > 0)
 
 
 class ConfusionMatrix:
@@ -190,6 +203,16 @@ class ConfusionMatrix:
         counts = self.matrix.sum(axis=1)
         right = np.diag(self.matrix).astype(np.float64)
         return np.divide(right, counts, out=np.full(self.num_classes, np.nan), where=counts > 0)
+
+    def iou(self) -> np.ndarray:
+        """Return each class's :func:`iou_of`, (classes,)."""
+        return iou_of(np.diag(self.matrix), self.matrix.sum(axis=1), self.matrix.sum(axis=0))
+
+    def mean_iou(self) -> float:
+        """Return the mean of :meth:`iou` over the classes that came up."""
+        values = self.iou()
+        seen = ~np.isnan(values)
+        return float(values[seen].mean()) if seen.any() else math.nan
 
     def mean_class_accuracy(self) -> float:
         """Return the mean of :meth:`per_class` over the classes that came up."""

@@ -176,13 +176,13 @@ def plot_metric(rows: list[dict], metric: str, path: str, title: str) -> None:
 
 
 def plot_history(rows: list[dict], path: str, title: str = "") -> None:
-    """Draw loss, accuracies and learning rate over the logged epochs.
+    """Draw loss, the task's figures and learning rate over the logged epochs.
 
     Parameters
     ----------
     rows
-        The rows of ``history.csv``; see ``train.report.COLUMNS``. Missing values (None) leave a
-        gap.
+        The rows of ``history.csv``; see :func:`train.report.columns`. Missing values (None) leave
+        a gap.
     path
         PNG file to write.
     title
@@ -191,10 +191,15 @@ def plot_history(rows: list[dict], path: str, title: str = "") -> None:
     if not rows:
         raise UsageError("there is no epoch to draw curves of")
     epochs, rates = [row["epoch"] for row in rows], [row.get("lr") for row in rows]
-    accuracies = _metric_lines(rows, "top1", " top1") + _metric_lines(rows, "top5", " top5")
+    figures = [
+        name[len("train_") :]
+        for name in rows[0]
+        if name.startswith("train_") and name not in ("train_loss", "train_seconds")
+    ]
+    lines = [line for name in figures for line in _metric_lines(rows, name, f" {name}")]
     panels = [
         _loss_panel(rows, "cross entropy"),
-        Panel("accuracy", "logged epoch", accuracies, limits=(0, 1.02)),
+        Panel(", ".join(figures), "logged epoch", lines, limits=(0, 1.02)),
         # A schedule may end at 0, which a logarithmic axis cannot show.
         Panel(
             "learning rate",

@@ -13,7 +13,7 @@ import math
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Callable, Optional
 
 from tqdm import tqdm
@@ -32,23 +32,23 @@ from glore_common import (
 from .plots import plot_history
 
 LOGGER = logging.getLogger("glore.train")
-COLUMNS = (
-    "epoch",
-    "step",
-    "lr",
-    "train_loss",
-    "train_top1",
-    "train_top5",
-    "val_loss",
-    "val_top1",
-    "val_top5",
-    "train_seconds",
-    "val_seconds",
-    "samples_per_second",
-    "input_wait",
-)
 LOG_DIR = os.path.join(".", "exps", "logs")
 TIME_COLUMNS = ("train_seconds", "val_seconds", "samples_per_second", "input_wait")
+
+
+def columns(figures: Sequence[str] = ("top1", "top5")) -> tuple[str, ...]:
+    """Return the columns of a history, the keys of its rows.
+
+    ``figures`` are those of the task (:class:`train.task.Task`), by default classification's.
+    """
+    means = [f"{part}_{name}" for part in ("train", "val") for name in ("loss", *figures)]
+    return ("epoch", "step", "lr", *means, *TIME_COLUMNS)
+
+
+def figures_of(row: dict) -> tuple[str, ...]:
+    """Return the figures, besides the loss, that a row of the history has: ``top1``, ``top5``."""
+    others = ("val_loss", "val_seconds")
+    return tuple(name[4:] for name in row if name.startswith("val_") and name not in others)
 
 
 class _ConsoleHandler(logging.Handler):
@@ -170,22 +170,24 @@ def epoch_table(rows: list[dict]) -> list[str]:
     Parameters
     ----------
     rows
-        See :data:`COLUMNS`.
+        At least one; see :func:`columns`.
 
     Returns
     -------
     list of str
         The lines: a header, a rule, one line per row.
     """
+    names = columns(figures_of(rows[0]))
+    measured = names[3 : -len(TIME_COLUMNS)]
     header = (
         ["epoch", "step", "lr"]
-        + ["loss", "top1", "top5", "val loss", "val top1", "val top5"]
+        + [name.replace("train_", "").replace("val_", "val ") for name in measured]
         + ["train s", "val s", "samples/s", "input wait"]
     )
     body = [
         [str(row["epoch"]), str(row["step"]), f"{row['lr']:.3g}"]
-        + [_figure(row[name]) for name in COLUMNS[3:9]]
-        + [_figure(row[name], 1) for name in COLUMNS[9:12]]
+        + [_figure(row[name]) for name in measured]
+        + [_figure(row[name], 1) for name in TIME_COLUMNS[:3]]
         + [f"{row['input_wait']:.1%}"]
         for row in rows
     ]
@@ -198,23 +200,27 @@ def epoch_table(rows: list[dict]) -> list[str]:
 def write_history(rows: list[dict], path: str) -> None:
     """Write the history as CSV, atomically: a resumed run neither loses nor doubles a row."""
     text = io.StringIO()
-    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+    names = columns(figures_of(rows[0]))
+    writer = csv.DictWriter(text, names, lineterminator="\n")
     writer.writeheader()
     for row in rows:
-        writer.writerow({name: "" if row[name] is None else row[name] for name in COLUMNS})
+        writer.writerow({name: "" if row[name] is None else row[name] for name in names})
     write_text(path, text.getvalue())
 
 
 def best_row(rows: list[dict]) -> Optional[dict]:
-    """Return the row with the highest validation top-1, else the lowest loss; None without rows.
+    """Return the row with the highest first figure in validation (top-1), else the lowest loss.
 
-    The earliest of equal rows wins.
+    The earliest of equal rows wins; None without rows.
     """
 
     def merit(row: dict) -> tuple[float, float]:
-        top1 = -1.0 if row["val_top1"] is None else row["val_top1"]
-        loss = row["val_loss"] if row["val_loss"] is not None else row["train_loss"]
-        return top1, -loss if loss is not None else -math.inf
+        figures = figures_of(row)
+        first = row[f"val_{figures[0]}"] if figures else None
+        loss = row["val_loss"] if row.get("val_loss") is not None else row.get("train_loss")
+        # Not a number: a figure of nothing, as of validation data without a labelled pixel.
+        known = first is not None and not math.isnan(first)
+        return first if known else -1.0, -loss if loss is not None else -math.inf
 
     return max(rows, key=merit, default=None)
 
@@ -305,7 +311,7 @@ class Reporter:
         speed
             Samples per second.
         means
-            ``loss`` and ``top{k}`` over these batches.
+            ``loss`` and the task's figures over these batches.
         """
         figures = " ".join(
             f"{'loss-ce' if name == 'loss' else name} {value:.4f}" for name, value in means.items()
@@ -344,7 +350,7 @@ class Reporter:
             LOGGER.info("%s", line)
         self._write(write_history, rows, self.history_path)
         if self._events is not None:
-            for name in COLUMNS[2:]:
+            for name in columns(figures_of(row))[2:]:
                 if row[name] is not None:
                     self._events.add_scalar(f"epoch/{name}", row[name], row["step"])
 
@@ -368,9 +374,11 @@ class Reporter:
             for line in epoch_table(rows):
                 LOGGER.info("%s", line)
             LOGGER.info(
-                "Best epoch %d: validation top-1 %s, top-5 %s, loss %s",
+                "Best epoch %d: validation %s",
                 best["epoch"],
-                *(_figure(best[name]) for name in ("val_top1", "val_top5", "val_loss")),
+                ", ".join(
+                    f"{name} {_figure(best[f'val_{name}'])}" for name in (*figures_of(best), "loss")
+                ),
             )
             LOGGER.info("History    %s", self.history_path)
             LOGGER.info("Curves     %s", self.curves_path)

@@ -14,10 +14,10 @@ import numpy as np
 from glore_common import UsageError
 from mxnet_compat import mx
 
-from .loss import cross_entropy
 from .options import DYNAMIC, TrainOptions
 from .server_side import StoreTrainer
 from .state import STATISTICS, named_parameters
+from .task import Classification, Task
 from .workers import Group
 
 LOGGER = logging.getLogger("glore.train")
@@ -94,16 +94,15 @@ class Learner:
     Parameters
     ----------
     block
-        Maps data to logits (n, classes); initialised on ``contexts``.
+        Maps data to what ``task`` takes: logits (n, classes); initialised on ``contexts``.
     optimizer
         Its learning rate is set at each step.
     contexts
         Devices; each batch is split over them.
     options
-        Those of ``devices``, and the loss and accumulation of ``run``.
-    batch_hook
-        ``hook(data, label, numpy.random.RandomState) -> data, label`` on each training batch,
-        e.g. :class:`train.loss.Mixup`.
+        Those of ``devices``, and the label smoothing and accumulation of ``run``.
+    task
+        What is learnt; classification by default.
     group
         The workers, if there are several.
     schedule
@@ -121,7 +120,7 @@ class Learner:
         optimizer: mx.optimizer.Optimizer,
         contexts: Iterable[mx.Context],
         options: TrainOptions,
-        batch_hook: Optional[Callable] = None,
+        task: Optional[Task] = None,
         group: Optional[Group] = None,
         schedule: Optional[Callable[[int], float]] = None,
     ) -> None:
@@ -138,7 +137,7 @@ class Learner:
         self.dtype = options.devices.dtype
         self.label_smoothing = options.run.label_smoothing
         self.accumulate = options.run.accumulate
-        self.batch_hook = batch_hook
+        self.task = task or Classification()
         self.parameters = named_parameters(block)
         if self.accumulate > 1:
             for parameter in self.trainable():
@@ -212,13 +211,12 @@ class Learner:
                     f"a training batch has {data.shape[0]} samples for {len(self.contexts)} "
                     "devices: choose a larger batch, or drop the last one of a pass"
                 )
-            if self.batch_hook is not None:
-                data, label = self.batch_hook(data, label, generator)
+            data, label = self.task.prepare(data, label, generator)
             parts, labels = self.split(data, label, self.contexts)
             with mx.autograd.record():
                 outputs = [self.block(part) for part in parts]
                 losses = [
-                    cross_entropy(output, target, self.label_smoothing)
+                    self.task.loss(output, target, self.label_smoothing)
                     for output, target in zip(outputs, labels)
                 ]
                 scaled = [loss * scale for loss in losses]
@@ -260,7 +258,7 @@ class Learner:
         parts, labels = self.split(data, label, self.contexts[: data.shape[0]])
         with mx.autograd.predict_mode():
             outputs = [self.block(part) for part in parts]
-        losses = [cross_entropy(output, target) for output, target in zip(outputs, labels)]
+        losses = [self.task.loss(output, target) for output, target in zip(outputs, labels)]
         return losses, outputs, labels
 
     def is_finite(self) -> bool:

@@ -599,10 +599,14 @@ class Loader(BatchSource):
         items = memory[: len(kept)] if kept[-1] == len(kept) - 1 else memory[kept]
         views = self.dataset.views
         # Assigning copies, at once: the memory is written to again for a later batch.
-        data = mx.nd.empty((len(kept) * views, *items.shape[2:]), mx.cpu(), np.float32)
-        data[:] = items.reshape(data.shape)
-        label = mx.nd.empty(len(data), mx.cpu(), np.float32)
-        label[:] = np.repeat(np.asarray([batch.labels[i] for i in kept], np.float32), views)
+        arrays = items.reshape((len(kept) * views, *items.shape[2:]))
+        labels = np.repeat(np.asarray([batch.labels[i] for i in kept], np.float32), views)
+        if self.dataset.dense:
+            arrays, labels = arrays[:, :-1], arrays[:, -1]
+        data = mx.nd.empty(arrays.shape, mx.cpu(), np.float32)
+        data[:] = arrays
+        label = mx.nd.empty(labels.shape, mx.cpu(), np.float32)
+        label[:] = labels
         if not self.config.with_index:
             return data, label
         rows = [self.dataset.row_of(batch.sources[place]) for place in kept]

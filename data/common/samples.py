@@ -85,11 +85,15 @@ class Dataset:
         Crops of an item; all of them are rows of the batch.
     uniform
         All samples have one shape. Else a loader batches those of equal shape.
+    dense
+        The last channel of a sample's array (views, channels, …) is its label, which has a value
+        for each pixel; the label of :class:`Sample` is not used.
     """
 
     kind = "file"
     views = 1
     uniform = True
+    dense = False
 
     def __len__(self) -> int:
         raise NotImplementedError

@@ -58,9 +58,14 @@ MODULES = {
         "data.video.loaders",
         "data.image.source",
         "data.image.loaders",
+        "data.segmentation.labels",
+        "data.segmentation.source",
+        "data.segmentation.loaders",
     ),
     "Training": (
         "train.loop",
+        "train.task",
+        "train.segmentation",
         "train.schedule",
         "train.optimizer",
         "train.metric",
@@ -74,6 +79,7 @@ COMMANDS = {
     "train_kinetics.py": ("jobs.options", "KineticsOptions"),
     "train_imagenet.py": ("jobs.options", "ImagenetOptions"),
     "train_classifier.py": ("jobs.options", "ClassifierOptions"),
+    "train_segmentation.py": ("jobs.options", "SegmentationOptions"),
     "evaluate.py": ("jobs.options", "EvaluateOptions"),
     "compare_released.py": ("jobs.options", "CompareOptions"),
     "predict.py": ("jobs.predict", "PredictOptions"),
@@ -85,6 +91,7 @@ COMMANDS = {
     "dataset.prepare_videos": ("dataset.prepare_videos", "PrepareOptions"),
     "dataset.demo": ("dataset.demo", "DemoJobOptions"),
     "dataset.demo_images": ("dataset.demo_images", "DemoImagesJobOptions"),
+    "dataset.demo_streets": ("dataset.demo_streets", "DemoStreetsJobOptions"),
 }
 SECTIONS = ("Parameters", "Returns", "Yields", "Raises", "Attributes", "Notes", "Examples")
 INNER = re.compile(r"[\w*]+(, [\w*]+)* : ")

@@ -22,6 +22,7 @@ from train.optimizer import NesterovSGD
 from train.report import TIME_COLUMNS, Reporter
 from train.schedule import ConstantScheduler, MultiFactorScheduler
 from train.step import Learner, all_finite, derived_seed
+from train.task import Classification
 
 CLASSES = 4
 
@@ -97,7 +98,7 @@ def run(folder, block=None, train=None, val=None, schedule=None, **options):
         train_options(**options),
         optimizer=NesterovSGD(momentum=0.9, wd=1e-4),
         schedule=schedule or ConstantScheduler(0.1, warmup_steps=3),
-        batch_hook=hook,
+        task=Classification(hook),
         reporter=Reporter("t", str(folder)),
     )
     return summary, block

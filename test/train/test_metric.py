@@ -9,6 +9,7 @@ from glore_common import UsageError
 from mxnet_compat import mx
 from train.loss import Mixup, cross_entropy
 from train.metric import ConfusionMatrix, StreamingMetrics, means_of, top_k_hits
+from train.task import Classification
 
 
 def hits(logits, labels, top_k=(1, 5)):
@@ -36,7 +37,7 @@ def test_top_5_of_three_classes_is_always_a_hit():
 
 
 def test_streaming_means_and_windows():
-    metrics = StreamingMetrics((1,))
+    metrics = StreamingMetrics(Classification(top_k=(1,)))
     logits, labels = mx.nd.array([[2.0, 1.0], [2.0, 1.0]]), mx.nd.array([0, 1])
     metrics.update([mx.nd.array([1.0, 2.0])], [logits], [labels])
     first = metrics.totals()
@@ -50,7 +51,11 @@ def test_streaming_means_and_windows():
 def test_sums_do_not_depend_on_when_they_are_fetched():
     losses = [mx.nd.array(np.random.RandomState(seed).rand(7)) for seed in range(20)]
     logits, labels = mx.nd.zeros((7, 3)), mx.nd.zeros((7,))
-    eager, lazy, resumed = StreamingMetrics(), StreamingMetrics(), StreamingMetrics()
+    eager, lazy, resumed = (
+        StreamingMetrics(Classification()),
+        StreamingMetrics(Classification()),
+        StreamingMetrics(Classification()),
+    )
     for index, loss in enumerate(losses):
         eager.update([loss], [logits], [labels])
         eager.totals()
@@ -58,13 +63,13 @@ def test_sums_do_not_depend_on_when_they_are_fetched():
         resumed.update([loss], [logits], [labels])
         if index == 10:
             totals = resumed.totals()
-            resumed = StreamingMetrics()
+            resumed = StreamingMetrics(Classification())
             resumed.restore(totals)
     assert eager.totals() == lazy.totals() == resumed.totals()
 
 
 def test_first_bad_step_is_named():
-    metrics = StreamingMetrics()
+    metrics = StreamingMetrics(Classification())
     for step, value in enumerate((1.0, math.inf, math.nan), 1):
         metrics.update([mx.nd.array([value])], [mx.nd.zeros((1, 3))], [mx.nd.zeros((1,))], step)
     metrics.totals()
@@ -73,7 +78,7 @@ def test_first_bad_step_is_named():
 
 def test_foreign_totals_are_refused():
     with pytest.raises(UsageError):
-        StreamingMetrics((1,)).restore({"samples": 1, "loss": 1.0})
+        StreamingMetrics(Classification(top_k=(1,))).restore({"samples": 1, "loss": 1.0})
 
 
 def test_confusion_matrix():
@@ -125,4 +130,4 @@ def test_labels_may_be_shares_of_classes():
 
 
 def test_what_is_kept_by_default():
-    assert StreamingMetrics().names == ("loss", "top1", "top5")
+    assert StreamingMetrics(Classification()).names == ("loss", "top1", "top5")

@@ -13,9 +13,9 @@ from glore_common import GloReError, UsageError
 from train import plots
 from train.plots import plot_confusion, plot_history
 from train.report import (
-    COLUMNS,
     Reporter,
     best_row,
+    columns,
     default_log_file,
     epoch_table,
     log_to,
@@ -108,7 +108,7 @@ def test_history_is_replaced_not_appended(tmp_path):
     write_history([row(1), row(2, val_loss=None)], path)
     with open(path, newline="") as stream:
         rows = list(csv.DictReader(stream))
-    assert tuple(rows[0]) == COLUMNS
+    assert tuple(rows[0]) == columns()
     assert [line["epoch"] for line in rows] == ["1", "2"]
     assert float(rows[0]["train_loss"]) == 2.0
     assert rows[1]["val_loss"] == ""
