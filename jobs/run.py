@@ -60,10 +60,6 @@ def settle(options: TrainJobOptions, data_name: str) -> None:
         check_writable(f"{stem}_ep-0001.params", "the checkpoint")
         log_file = options.logging.log_file or default_log_file(checkpoints.task_name)
         check_writable(log_file, "the log file")
-        start = checkpoints.start()
-        if start != "auto" and not checkpoints.overwrite:
-            # Refused now, not when the data have been read.
-            CheckpointStore(checkpoints.model_dir, checkpoints.task_name).choose(start)
 
 
 class Run:
@@ -298,7 +294,12 @@ def started(options: TrainJobOptions) -> Iterator[Run]:
     writes = not (logs.dry_run or getattr(getattr(options, "images", None), "benchmark", False))
     log_file = None
     if writes:
-        log_file = logs.log_file or default_log_file(options.checkpoints.task_name)
+        checkpoints = options.checkpoints
+        log_file = logs.log_file or default_log_file(checkpoints.task_name)
+        start = checkpoints.start()
+        if start != "auto" and not checkpoints.overwrite:
+            # Refused now, not when the data have been read.
+            CheckpointStore(checkpoints.model_dir, checkpoints.task_name).choose(start)
     level = logging.DEBUG if logs.debug_mode else logging.INFO
     with (
         join(options.devices.kv_store) as group,
