@@ -19,6 +19,7 @@ from glore_options import flag_of, parse
 from network.block import KINETICS_LR_MULT, KINETICS_WD_MULT
 from network.builder import InputConf, get_spec, get_symbol
 from train.loss import ClassWeights
+from train.task import Classification
 
 from .model import ModelFacts
 from .options import KineticsOptions
@@ -118,11 +119,11 @@ def describe(
     )
 
 
-def weights_of(options: KineticsOptions, train: BatchSource, num_classes: int) -> Any:
-    """Return the batch hook that ``--class-balance`` asks for, if any."""
+def task_of(options: KineticsOptions, train: BatchSource, num_classes: int) -> Classification:
+    """Return what is learnt: the classes, weighted as ``--class-balance`` asks."""
     if options.data.class_balance != "weights":
-        return None
-    return ClassWeights(train.dataset.labels(), num_classes)
+        return Classification()
+    return Classification(ClassWeights(train.dataset.labels(), num_classes))
 
 
 def main(argv: Optional[list[str]] = None) -> None:
@@ -159,7 +160,7 @@ def main(argv: Optional[list[str]] = None) -> None:
         block = run.block(symbol, input_conf, KINETICS_LR_MULT, KINETICS_WD_MULT, class_names=names)
         log_data(options, config, train, val)
         facts = describe(options, config, input_conf, names)
-        hook = weights_of(options, train, config.num_classes)
-        done = run.train(block, (train, val), facts, hook)
+        task = task_of(options, train, config.num_classes)
+        done = run.train(block, (train, val), facts, task)
         if done is not None and run.group.is_main:
             next_commands(done[0])

@@ -66,7 +66,7 @@ def cross_entropy(
 class ClassWeights:
     """Weigh each sample by how few its class has.
 
-    An instance is a ``batch_hook`` of ``train_and_evaluate``.
+    An instance is a ``batch_hook`` of :class:`train.task.Classification`.
 
     Parameters
     ----------
@@ -92,7 +92,7 @@ class ClassWeights:
 class Mixup:
     """Blend each sample and its target with those of another sample of the batch.
 
-    An instance is a ``batch_hook`` of ``train_and_evaluate``.
+    An instance is a ``batch_hook`` of :class:`train.task.Classification`.
 
     Parameters
     ----------

@@ -96,7 +96,11 @@ def test_a_run_killed_in_each_of_its_first_saves_ends_as_an_undisturbed_one(
 
 
 def test_a_hang_up_saves(root, tmp_path, undisturbed):
-    process = start(root, tmp_path, *command(root, tmp_path, "t", save_every_steps=0, pause=0.1))
+    # Also where the tests themselves run below nohup.
+    process = start(
+        *(root, tmp_path, *command(root, tmp_path, "t", save_every_steps=0, pause=0.1)),
+        preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),
+    )
     while "Epoch [1]" not in process.stderr.readline():
         assert process.poll() is None
     process.send_signal(signal.SIGHUP)
