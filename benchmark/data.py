@@ -5,7 +5,8 @@ validation (middle, centre crop), in turn by this project and in the way of the 
 (facebookresearch/GloRe): OpenCV, a seek for each frame, transforms frame by frame. Without VIDEO,
 some kinds of files of 340 x 256 pixels and 300 frames are made, and the table has a row of each.
 ``decord`` is what this project read all files with before it looked at them: its frames are
-compared with those that FFmpeg gives from the start.
+compared with those that FFmpeg gives from the start. On transport streams it may wait for ever for
+a frame, so that it is left out there.
 """
 
 import argparse
@@ -134,6 +135,7 @@ def measure(path: str, rounds: int, clock: Callable[[], float]) -> dict[str, Any
         "val": val_transform(SIDE, MEAN, STD),
     }
     samplers: dict[str, Any] = {"train": RandomSampling(8, 8), "val": EvenlySampling(8, 8)}
+    ways = ["original", "ours"] if facts.container == "mpegts" else ["original", "decord", "ours"]
     seconds: dict[tuple[str, str], list[float]] = {}
     failed: dict[str, str] = {}
 
@@ -153,7 +155,7 @@ def measure(path: str, rounds: int, clock: Callable[[], float]) -> dict[str, Any
 
     for seed in range(rounds + 1):
         for part in ours:
-            for way in ("original", "decord", "ours"):
+            for way in ways:
                 started = clock()
                 try:
                     clip(way, part, seed)
@@ -166,7 +168,7 @@ def measure(path: str, rounds: int, clock: Callable[[], float]) -> dict[str, Any
         f"{way} {part}": 1e3 * float(np.median(times)) for (way, part), times in seconds.items()
     }
     figures.update(reader="decord" if by_decord(facts) else f"PyAV ({facts.route})", look=look)
-    figures["exact before"] = exact_by_decord(path, facts)
+    figures["exact before"] = exact_by_decord(path, facts) if "decord" in ways else "hangs"
     return figures
 
 
