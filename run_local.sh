@@ -9,10 +9,11 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 . ./env.sh
 
-network=TINY_GLORE dataset=Demo models=./exps/models task= option=
+network=TINY_GLORE dataset=Demo models=./exps/models task= option= trial=
 for argument in "$@"; do
     case "$argument" in
-    -h | --help | --dry-run) exec "$PYTHON" train_kinetics.py "$@" ;;
+    -h | --help) exec "$PYTHON" train_kinetics.py --help ;;
+    --dry-run) trial=1 ;;
     --network=*) network=${argument#*=} ;;
     --dataset=*) dataset=${argument#*=} ;;
     --task-name=*) task=${argument#*=} ;;
@@ -36,6 +37,7 @@ Demo/TINY* | Demo/tiny*) ;;
 Demo/*) defaults+=(--lr-base 0.005 --dropout 0 --end-epoch 2) ;;
 esac
 "$PYTHON" train_kinetics.py "${defaults[@]}" "$@"
+[ -z "$trial" ] || exit 0
 checkpoint="$models/${task:-$name}_ep"
 "$PYTHON" evaluate.py "$checkpoint"
 cat <<EOF

@@ -244,7 +244,7 @@ ODD = {
     "no temporary folder": {"HOME": "/root", "TMPDIR": "/none", "LANG": "C"},
 }
 DRY_RUN = (
-    *("--network", "TINY_GLORE", "--dry-run", "--batch-size", "2", "--clip-length", "4"),
+    *("--dataset", "Kinetics", "--dry-run", "--batch-size", "2", "--clip-length", "4"),
     *("--crop-size", "32", "--train-frame-interval", "1", "--val-frame-interval", "1"),
 )
 
