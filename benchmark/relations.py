@@ -424,9 +424,9 @@ def draw(results: list[dict], folder: str) -> list[str]:
             panels.append(Panel(names[start], "step", lines, limits=(-3, 103), marker=None))
         path = os.path.join(folder, f"relations-{experiment}.png")
         title = "quadruples with all four right, %"
-        several = len(panels) > 1
-        size = (4.2, 3.2) if several else (6.0, 3.6)
-        plot_panels(panels, path, title, size=size, one_legend=several)
+        # One line for each seed, one label for each block.
+        size = (4.2, 3.2) if len(panels) > 1 else (6.0, 5.0)
+        plot_panels(panels, path, title, size=size, one_legend=True)
         paths.append(path)
     sweeps = {"gap": "columns between the figures", "kinds": "kinds of glyphs", "nodes": "nodes"}
     panels = []
