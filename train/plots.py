@@ -196,9 +196,13 @@ def plot_history(rows: list[dict], path: str, title: str = "") -> None:
         for name in rows[0]
         if name.startswith("train_") and name not in ("train_loss", "train_seconds")
     ]
+    parts = [name for name in figures if name.startswith("loss-")]
+    figures = [name for name in figures if name not in parts]
     lines = [line for name in figures for line in _metric_lines(rows, name, f" {name}")]
+    loss = _loss_panel(rows, "loss" if parts else "cross entropy")
+    of_parts = [line for name in parts for line in _metric_lines(rows, name, f" {name}")]
     panels = [
-        _loss_panel(rows, "cross entropy"),
+        loss._replace(lines=[*loss.lines, *of_parts]),
         Panel(", ".join(figures), "logged epoch", lines, limits=(0, 1.02)),
         # A schedule may end at 0, which a logarithmic axis cannot show.
         Panel(

@@ -214,11 +214,7 @@ class Learner:
             data, label = self.task.prepare(data, label, generator)
             parts, labels = self.split(data, label, self.contexts)
             with mx.autograd.record():
-                outputs = [self.block(part) for part in parts]
-                losses = [
-                    self.task.loss(output, target, self.label_smoothing)
-                    for output, target in zip(outputs, labels)
-                ]
+                outputs, losses = self._forward(parts, labels, self.label_smoothing)
                 scaled = [loss * scale for loss in losses]
             mx.autograd.backward(scaled)
             results.append((losses, outputs, labels))
@@ -257,9 +253,16 @@ class Learner:
         """Return (losses, outputs, labels), each a list by device, in evaluation mode."""
         parts, labels = self.split(data, label, self.contexts[: data.shape[0]])
         with mx.autograd.predict_mode():
-            outputs = [self.block(part) for part in parts]
-        losses = [self.task.loss(output, target) for output, target in zip(outputs, labels)]
+            outputs, losses = self._forward(parts, labels)
         return losses, outputs, labels
+
+    def _forward(self, parts: list, labels: list, smoothing: float = 0.0) -> tuple[list, list]:
+        """Return (outputs, losses), each a list by device."""
+        pairs = [
+            self.task.forward(self.block, part, target, smoothing)
+            for part, target in zip(parts, labels)
+        ]
+        return [output for output, _ in pairs], [loss for _, loss in pairs]
 
     def is_finite(self) -> bool:
         """Return whether all parameters, running statistics and gradients are finite."""
