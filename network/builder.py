@@ -10,7 +10,7 @@ from . import symbol_dpn, symbol_resnet
 from .placement import blocks_of, head_of, units_of
 from .settings import check_flag, check_real, check_whole
 from .specs import BOX_ROWS, LEGACY_DPN_BN, PIXEL_ROWS, ROWS, Spec
-from .symbol_detection import STYLES, detector
+from .symbol_detection import STYLES, detector, head_shapes
 from .symbol_glore import UNIT_SETTINGS
 from .symbol_segmentation import pixel_head
 from .symbol_study import STUDY_ROWS
@@ -32,12 +32,20 @@ class InputConf:
         Per RGB channel, for pixels on the scale 0..1: the network reads (pixel - mean) / std.
     name
         Of the input's variable.
+    others
+        Names and shapes, with the batch axis, of further inputs: those of a detector's heads.
     """
 
     data_shape: tuple[int, ...]
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     name: str = "data"
+    others: tuple[tuple[str, tuple[int, ...]], ...] = ()
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """The shape of one sample of each input, with the batch axis."""
+        return {self.name: (1, *self.data_shape), **dict(self.others)}
 
 
 def list_networks(study: bool = False, task: str = "classification") -> list[str]:
@@ -328,7 +336,8 @@ def get_symbol(
     else:
         default_map = row.final_map(row.data_shape[1:])
         symbol = _head(stages[-1], spec, default_map, classes)
-    return symbol, InputConf(spec.data_shape, spec.mean, spec.std)
+    others = head_shapes(spec) if spec.task == "detection" else {}
+    return symbol, InputConf(spec.data_shape, spec.mean, spec.std, others=tuple(others.items()))
 
 
 def logits(symbol: mx.sym.Symbol) -> mx.sym.Symbol:

@@ -38,7 +38,7 @@ from .symbol_detection import (
     MASK_CELLS,
     MASK_HEAD,
     STRIDES,
-    input_shapes,
+    head_shapes,
     trunk_nodes,
 )
 from .targets import (
@@ -56,6 +56,8 @@ BOX_STDS = (0.1, 0.1, 0.2, 0.2)
 SAMPLES = 2
 # Masks are computed for a number of boxes that is a multiple of this: few shapes, little waste.
 MASK_GROUP = 8
+# What depends on the number of classes.
+CLASS_LAYERS = ("box_score", "box_delta", "mask_score_conv")
 # Of what is not the backbone.
 HEADS = r"^(p\d_(lateral_)?conv|rpn|box|mask)_"
 
@@ -245,7 +247,6 @@ class Detector(mx.gluon.Block):
         Of :func:`network.builder.get_symbol`.
     spec
         Its row, overrides applied.
-    num_classes
     contexts
         Where the parameters go.
     graph
@@ -258,7 +259,7 @@ class Detector(mx.gluon.Block):
     ----------
     symbol
         What a checkpoint stores.
-    spec, num_classes
+    spec
     trunk, box_head, mask_head : SymbolNet
     """
 
@@ -266,7 +267,6 @@ class Detector(mx.gluon.Block):
         self,
         symbol: mx.sym.Symbol,
         spec: Spec,
-        num_classes: int,
         contexts: Sequence[mx.Context],
         graph: Optional[mx.sym.Symbol] = None,
         **how: Any,
@@ -274,8 +274,7 @@ class Detector(mx.gluon.Block):
         super().__init__(prefix="")
         self.symbol = symbol
         self.spec = spec
-        self.num_classes = num_classes
-        shapes = input_shapes(spec)
+        shapes = {"data": (1, *spec.data_shape), **head_shapes(spec)}
         graph = symbol if graph is None else graph
 
         def part(name: str, nodes: tuple[str, ...]) -> SymbolNet:
@@ -492,21 +491,22 @@ def pick_class(values: mx.nd.NDArray, classes: np.ndarray) -> mx.nd.NDArray:
     return values.reshape((-3, *((0,) * (values.ndim - 2)))).take(place)
 
 
-def frozen_pattern(stages: int) -> Optional[str]:
-    """Return which parameters do not learn when so many stages (conv1 is the first) are frozen."""
-    if stages == 0:
-        return None
-    return rf"^conv[1-{stages}](_B\d+)?_" if stages > 1 else r"^conv1_"
+def frozen_pattern(stages: int, affine: bool = False) -> Optional[str]:
+    """Return which parameters do not learn: a regular expression of their names' beginnings.
+
+    Those of the first ``stages`` (conv1 is the first one); with ``affine`` the gammas and betas of
+    all BatchNorms too, but not those of context blocks.
+    """
+    patterns = [rf"conv[1-{stages}]_"] if stages else []
+    patterns += [r"conv\d_.*_bn_(gamma|beta)$"] if affine else []
+    return "|".join(patterns) or None
 
 
-def freeze(block: mx.gluon.Block, stages: int) -> list[str]:
-    """Let the first stages of a backbone keep their weights; return the parameters' names."""
-    pattern = frozen_pattern(stages)
-    if pattern is None:
-        return []
+def freeze(block: mx.gluon.Block, pattern: Optional[str]) -> list[str]:
+    """Let parameters whose names begin like ``pattern`` keep their values; return the names."""
     names = []
     for name, parameter in block.collect_params().items():
-        if re.match(pattern, name):
+        if pattern is not None and re.match(pattern, name):
             parameter.grad_req = "null"
             names.append(name)
     return names

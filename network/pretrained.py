@@ -14,7 +14,7 @@ import math
 import os
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any, Optional
+from typing import Any, Optional, Union
 
 import numpy as np
 
@@ -231,7 +231,7 @@ def load_pretrained(
     source: str,
     input_shapes: Mapping,
     epoch: Optional[int] = None,
-    classifier: str = "classifier",
+    classifier: Union[str, Sequence[str]] = "classifier",
     allow_missing: Sequence[str] = (),
     allow_extra: Sequence[str] = (),
     seed: int = 0,
@@ -256,7 +256,7 @@ def load_pretrained(
     epoch
         Of a prefix; the newest by default.
     classifier
-        Name of the last layer.
+        Name of the last layer, or names where several depend on the classes.
     allow_missing, allow_extra
         Regular expressions of names that may be missing, or be there in excess (left out).
     seed, rules
@@ -306,7 +306,7 @@ def load_pretrained(
         if name in args
         and (
             other_classifier(name, value.shape, args[name], classifier)
-            or (other and name.startswith(f"{classifier}_"))
+            or (other and name.startswith("classifier_"))
         )
     ]
     before = {name: arg_params[name] for name in replaced}

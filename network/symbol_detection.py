@@ -238,11 +238,10 @@ def trunk_nodes(spec: "Spec") -> tuple[str, ...]:
     return (*(f"p{level}_conv" for level in LEVELS), last, "rpn_scores", "rpn_deltas")
 
 
-def input_shapes(spec: "Spec") -> dict[str, tuple[int, ...]]:
-    """Return the shapes of the network's inputs, one sample of each."""
+def head_shapes(spec: "Spec") -> dict[str, tuple[int, ...]]:
+    """Return the shapes of what the heads read, for one box each."""
     head = spec.detector
     return {
-        "data": (1, *spec.data_shape),
         BOX_INPUT: (1, head.width, head.box_cells, head.box_cells),
         MASK_INPUT: (1, head.width, MASK_CELLS, MASK_CELLS),
     }

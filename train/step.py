@@ -137,6 +137,7 @@ class Learner:
         self.dtype = options.devices.dtype
         self.label_smoothing = options.run.label_smoothing
         self.accumulate = options.run.accumulate
+        self.clip_norm = options.schedule.clip_norm
         self.task = task or Classification()
         self.parameters = named_parameters(block)
         if self.accumulate > 1:
@@ -222,18 +223,30 @@ class Learner:
 
     def _update(self, divisor: float) -> bool:
         """Add up the gradients and update; return False if they overflowed and nothing was done."""
-        if not self.scaler.dynamic:
+        if not self.scaler.dynamic and not self.clip_norm:
             self.trainer.step(divisor)
             return True
         # Added up they are the same for all workers, and so is what follows.
         self.trainer.allreduce_grads()
-        finite = all_finite([g for p in self.trainable() for g in p.list_grad()])
-        self.scaler.update(finite)
+        finite = True
+        if self.scaler.dynamic:
+            finite = all_finite([g for p in self.trainable() for g in p.list_grad()])
+            self.scaler.update(finite)
         if finite:
-            self.trainer.update(divisor)
+            # To divide by more is to scale down.
+            excess = self._norm() / divisor / self.clip_norm if self.clip_norm else 1.0
+            self.trainer.update(divisor * max(1.0, excess))
         else:
             LOGGER.info("Gradients overflowed: step left out, loss scale %g", self.scaler.scale)
         return finite
+
+    def _norm(self) -> float:
+        """Return the norm of all gradients together, of one device's copies."""
+        squares = [
+            p.list_grad()[0].astype("float32").square().sum().reshape((1,))
+            for p in self.trainable()
+        ]
+        return float(mx.nd.concat(*squares, dim=0).sum().asscalar()) ** 0.5
 
     def share_statistics(self) -> None:
         """Give all workers worker 0's running statistics, which are those of its own data."""

@@ -92,8 +92,8 @@ class CocoSource:
         return os.path.join(self.root, self.pictures[index].file)
 
 
-def read_json(path: str) -> dict[str, Any]:
-    """Return the content of an annotation file.
+def read_json(path: str, annotated: bool = True) -> dict[str, Any]:
+    """Return the content of an annotation file; if not ``annotated``, it may have no annotations.
 
     Raises
     ------
@@ -105,6 +105,8 @@ def read_json(path: str) -> dict[str, Any]:
             content = json.load(stream)
     except (OSError, ValueError) as error:
         raise AnnotationError(f"the annotations {path} cannot be read: {error}") from error
+    if isinstance(content, dict) and not annotated:
+        content.setdefault("annotations", [])
     for key in ("images", "annotations", "categories"):
         if not isinstance(content, dict) or not isinstance(content.get(key), list):
             raise AnnotationError(
@@ -178,7 +180,11 @@ def _picture(row: dict, path: str) -> Picture:
 
 
 def read_coco(
-    path: str, images: str, training: bool = False, keep_empty: bool = False
+    path: str,
+    images: str,
+    training: bool = False,
+    keep_empty: bool = False,
+    annotated: bool = True,
 ) -> CocoSource:
     """Read a file of COCO's format.
 
@@ -192,13 +198,15 @@ def read_coco(
         Leave out small images, and images without a usable object.
     keep_empty
         Keep the latter all the same: there is nothing on them to be found.
+    annotated
+        See :func:`read_json`.
 
     Raises
     ------
     AnnotationError
         With file and number of the annotation.
     """
-    content = read_json(path)
+    content = read_json(path, annotated)
     for what in ("images", "annotations", "categories"):
         _unique(content[what], what, path)
     categories = sorted(content["categories"], key=lambda row: row["id"])
