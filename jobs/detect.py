@@ -209,6 +209,23 @@ def rows_of(
     ]
 
 
+def described(
+    found: Found, masks: Sequence[np.ndarray], names: Optional[Sequence[str]]
+) -> list[dict[str, Any]]:
+    """Return an image's objects for a reader of JSON: class, name, score, box, mask."""
+    rows = rows_of(found, masks, None, range(1 + int(found.classes.max(initial=0))))
+    return [
+        {
+            "class": row["category_id"],
+            "name": names[row["category_id"]] if names else None,
+            "score": row["score"],
+            "box": row["bbox"],
+            "mask": row["segmentation"],
+        }
+        for row in rows
+    ]
+
+
 def masks_of(found: Found, height: int, width: int) -> list[np.ndarray]:
     """Return the masks of objects in their image, each (h, w) bool."""
     masks: Any = () if found.masks is None else found.masks

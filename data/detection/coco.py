@@ -253,6 +253,40 @@ def read_coco(
     )
 
 
+def ground_truth(source: CocoSource) -> dict[str, Any]:
+    """Return what is to be found on a source's images, crowds included, in COCO's format.
+
+    Boxes are cut to their images; objects outside of their image are left out. An object without a
+    usable mask has no ``segmentation``.
+    """
+    content = read_json(source.path)  # type: ignore[arg-type]
+    pictures = {picture.id: picture for picture in source.pictures}
+    rows = []
+    for row in content["annotations"]:
+        picture = pictures.get(row["image_id"])
+        if picture is None:
+            continue
+        where = f"{source.path}, annotation {row['id']}"
+        left, top, right, bottom = _box(row, picture, where)
+        if right <= left or bottom <= top:
+            continue
+        kept = {**row, "bbox": [left, top, right - left, bottom - top]}
+        usable = usable_segmentation(row.get("segmentation"), where)
+        if usable is None:
+            kept.pop("segmentation", None)
+        else:
+            kept["segmentation"] = usable
+        rows.append(kept)
+    return {
+        "images": [
+            {"id": each.id, "file_name": each.file, "height": each.height, "width": each.width}
+            for each in source.pictures
+        ],
+        "annotations": rows,
+        "categories": [{"id": i, "name": name} for i, name in zip(source.ids, source.names)],
+    }
+
+
 def _counted(left_out: collections.Counter) -> str:
     return ", ".join(f"{count} {what}" for what, count in left_out.items()) or "it names none"
 

@@ -100,11 +100,7 @@ class DetectionDataset(Dataset):
             say.
         """
         path, picture, canvas, shape = request
-        try:
-            with open(path, "rb") as stream:
-                image = decode_image(stream.read(), path)
-        except OSError as error:
-            raise ImageError(path, error.strerror or str(error)) from None
+        image = read_image(path)
         if image.shape[:2] != (picture.height, picture.width):
             raise ImageError(
                 path,
@@ -129,6 +125,21 @@ class DetectionDataset(Dataset):
         images = arrays[:, : 3 * height].reshape(count, 3, height, width)
         objects = arrays[:, 3 * height :].reshape(count, -1)
         return images, objects[:, : label_length(self.places)]
+
+
+def read_image(path: str) -> np.ndarray:
+    """Return an image (h, w, 3) uint8 RGB, turned as its EXIF says.
+
+    Raises
+    ------
+    ImageError
+        It cannot be read.
+    """
+    try:
+        with open(path, "rb") as stream:
+            return decode_image(stream.read(), path)
+    except OSError as error:
+        raise ImageError(path, error.strerror or str(error)) from None
 
 
 def get_detection_train_loader(

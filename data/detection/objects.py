@@ -180,3 +180,16 @@ def flipped(boxes: np.ndarray, width: float) -> np.ndarray:
     return np.stack(
         [width - boxes[:, 2], boxes[:, 1], width - boxes[:, 0], boxes[:, 3]], axis=1
     ).astype(boxes.dtype)
+
+
+def mask_in_image(thing: Thing, height: int, width: int) -> np.ndarray:
+    """Return the mask of an object in its image, (height, width) bool.
+
+    Raises
+    ------
+    ValueError
+        Runs that do not make up a mask.
+    """
+    if isinstance(thing.segmentation, dict):
+        return decode(thing.segmentation)
+    return fill_polygons(thing.segmentation, height, width)
