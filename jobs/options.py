@@ -559,8 +559,17 @@ class WeightsOptions(ArchitectureOptions):
         metavar="CHECKPOINT",
     )
     epoch: Optional[int] = option(None, "of a prefix (default: the newest)", kind=count)
+    style: Optional[str] = option(
+        None,
+        "of a detector without a manifest: gluoncv for weights of its mask_rcnn_fpn networks",
+        choices=tuple(STYLES),
+    )
     model_root: str = option("./exps/models", "folder of --model-subpath")
     model_subpath: str = option("", "upstream's name of the weights: a file in --model-root")
+
+    def overrides(self) -> dict[str, Any]:
+        """Return the keywords for ``get_symbol`` that are asked for."""
+        return {**super().overrides(), **({"style": self.style} if self.style else {})}
 
 
 @dataclasses.dataclass

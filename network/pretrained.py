@@ -18,7 +18,12 @@ from typing import Any, Optional, Union
 
 import numpy as np
 
-from checkpoint.gluoncv_names import from_gluoncv, is_gluoncv, our_name
+from checkpoint.gluoncv_names import (
+    convolutions_of_blocks,
+    from_gluoncv,
+    is_gluoncv,
+    our_name,
+)
 from checkpoint.graph import load, normalisations, read_symbol, save
 from checkpoint.params import (
     STREAM_START,
@@ -205,11 +210,12 @@ def _as_its_graph_reads(params: Arrays, path: str, symbol: Optional[mx.sym.Symbo
             listing(changed),
         )
     foreign = any(map(is_gluoncv, params))
+    per_block = convolutions_of_blocks(params) if foreign else 0
     ours = {} if symbol is None else normalisations(symbol)
     moved: list[str] = []
     negative: list[str] = []
     for gamma, norm in theirs.items():
-        own = ours.get((foreign and our_name(gamma)) or gamma)
+        own = ours.get((foreign and our_name(gamma, per_block)) or gamma)
         if own is None or norm.var not in key or math.isclose(own.eps, norm.eps, rel_tol=1e-5):
             continue
         var = params[key[norm.var]].astype("float32") + np.float32(norm.eps - own.eps)

@@ -272,7 +272,7 @@ class Spec:
             self,
             name=f"mask_rcnn_{self.name}",
             task="detection",
-            data_shape=(3, 800, 1344),
+            data_shape=(3, 800, 1333),
             num_classes=80,
             detector=Detection(**STYLES[style]),
             aliases=(),
