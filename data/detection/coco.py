@@ -18,6 +18,7 @@ from typing import Any, NamedTuple, Optional
 from glore_common import GloReError, progress
 
 from ..image.decode import header_of
+from .rle import lengths_of
 
 LOGGER = logging.getLogger("glore.data")
 THREADS = 8
@@ -129,16 +130,28 @@ def _unique(rows: Iterable[dict], what: str, path: str) -> None:
         )
 
 
-def usable_segmentation(segmentation: Any, where: str) -> Any:
+def usable_segmentation(segmentation: Any, picture: Picture, where: str) -> Any:
     """Return a segmentation without polygons of fewer than three points; None if nothing is left.
 
     Raises
     ------
     AnnotationError
-        A polygon with an odd number of coordinates, or with one that is no number.
+        A polygon with an odd number of coordinates, or with one that is no number; runs that do
+        not make up a mask of their image's size.
     """
     if isinstance(segmentation, dict):
-        return segmentation if segmentation.get("counts") else None
+        if not segmentation.get("counts"):
+            return None
+        try:
+            _, size = lengths_of(segmentation)
+        except ValueError as error:
+            raise AnnotationError(f"{where}: {error}") from None
+        if size != (picture.height, picture.width):
+            raise AnnotationError(
+                f"{where}: its mask has {size[1]} x {size[0]} pixels, its image {picture.width} x "
+                f"{picture.height} (width x height)"
+            )
+        return segmentation
     if not isinstance(segmentation, list):
         return None
     kept = []
@@ -227,7 +240,7 @@ def read_coco(
         elif min(box[2] - box[0], box[3] - box[1]) < SMALLEST_OBJECT:
             left_out["objects outside of their image, or smaller than a pixel"] += 1
         else:
-            usable = usable_segmentation(row.get("segmentation"), where)
+            usable = usable_segmentation(row.get("segmentation"), picture, where)
             if usable is None:
                 left_out["objects without a usable mask"] += 1
             else:
@@ -271,7 +284,7 @@ def ground_truth(source: CocoSource) -> dict[str, Any]:
         if right <= left or bottom <= top:
             continue
         kept = {**row, "bbox": [left, top, right - left, bottom - top]}
-        usable = usable_segmentation(row.get("segmentation"), where)
+        usable = usable_segmentation(row.get("segmentation"), picture, where)
         if usable is None:
             kept.pop("segmentation", None)
         else:

@@ -96,8 +96,7 @@ class DetectionDataset(Dataset):
         Raises
         ------
         ImageError
-            It cannot be read, or has another size or a mask of another size than its annotations
-            say.
+            It cannot be read, or has another size than its annotations say.
         """
         path, picture, canvas, shape = request
         image = read_image(path)
@@ -107,10 +106,7 @@ class DetectionDataset(Dataset):
                 f"it has {image.shape[1]} x {image.shape[0]} pixels, its annotations say "
                 f"{picture.width} x {picture.height}",
             )
-        try:
-            data, truth = self.prepared(image, picture, canvas, rng)
-        except ValueError as error:
-            raise ImageError(path, f"one of its masks cannot be read: {error}") from None
+        data, truth = self.prepared(image, picture, canvas, rng)
         array = np.zeros(shape, np.float32)
         rows = 3 * canvas[0]
         array[0, :rows] = data.reshape(rows, canvas[1])

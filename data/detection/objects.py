@@ -53,7 +53,7 @@ def pack(truth: Truth, places: int) -> np.ndarray:
     table = row[HEADER:].reshape(places, PLACE)[:count]
     table[:, :4], table[:, 4] = truth.boxes, truth.classes
     # (k, CELLS * CELLS) bool -> (k, WORDS, 2) bytes -> (k, WORDS)
-    packed = np.packbits(truth.masks.reshape(count, -1), axis=1).reshape(count, WORDS, 2)
+    packed = np.packbits(truth.masks.reshape(count, CELLS**2), axis=1).reshape(count, WORDS, 2)
     table[:, 5:] = packed[..., 0] * 256.0 + packed[..., 1]
     return row
 
@@ -64,7 +64,7 @@ def unpack(row: np.ndarray) -> Truth:
     table = row[HEADER:].reshape(-1, PLACE)[: int(count)]
     words = table[:, 5:].astype(np.uint16)
     packed = np.stack([words >> 8, words & 255], axis=-1).astype(np.uint8)
-    masks = np.unpackbits(packed.reshape(len(table), -1), axis=1).astype(bool)
+    masks = np.unpackbits(packed.reshape(len(table), 2 * WORDS), axis=1).astype(bool)
     return Truth(
         (float(height), float(width)),
         table[:, :4],
@@ -75,13 +75,7 @@ def unpack(row: np.ndarray) -> Truth:
 
 
 def mask_within(thing: Thing) -> np.ndarray:
-    """Return the mask of an object on the grid of its box, (CELLS, CELLS) bool.
-
-    Raises
-    ------
-    ValueError
-        Runs that do not make up a mask.
-    """
+    """Return the mask of an object on the grid of its box, (CELLS, CELLS) bool."""
     left, top, right, bottom = thing.box
     if isinstance(thing.segmentation, dict):
         whole = decode(thing.segmentation)
@@ -183,13 +177,7 @@ def flipped(boxes: np.ndarray, width: float) -> np.ndarray:
 
 
 def mask_in_image(thing: Thing, height: int, width: int) -> np.ndarray:
-    """Return the mask of an object in its image, (height, width) bool.
-
-    Raises
-    ------
-    ValueError
-        Runs that do not make up a mask.
-    """
+    """Return the mask of an object in its image, (height, width) bool."""
     if isinstance(thing.segmentation, dict):
         return decode(thing.segmentation)
     return fill_polygons(thing.segmentation, height, width)

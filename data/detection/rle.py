@@ -64,8 +64,8 @@ def encode(mask: np.ndarray) -> dict[str, Any]:
     return {"size": [int(side) for side in mask.shape], "counts": text_of(counts)}
 
 
-def decode(runs: dict[str, Any]) -> np.ndarray:
-    """Return the mask (h, w) bool of runs.
+def lengths_of(runs: dict[str, Any]) -> tuple[np.ndarray, tuple[int, int]]:
+    """Return the lengths of runs, and the size (h, w) of their mask.
 
     Parameters
     ----------
@@ -86,11 +86,20 @@ def decode(runs: dict[str, Any]) -> np.ndarray:
         counts = counts.decode("ascii")
     if isinstance(counts, str):
         counts = counts_of(counts)
-    lengths = np.asarray(counts, np.int64)
+    try:
+        lengths = np.asarray(counts, np.int64).reshape(-1)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"counts are text or whole numbers ({error})") from None
     if (lengths < 0).any() or lengths.sum() != height * width:
         raise ValueError(f"the runs have {lengths.sum()} pixels, their size {height} x {width}")
+    return lengths, (height, width)
+
+
+def decode(runs: dict[str, Any]) -> np.ndarray:
+    """Return the mask (h, w) bool of runs: of what :func:`lengths_of` takes."""
+    lengths, size = lengths_of(runs)
     flat = np.repeat(np.arange(len(lengths)) % 2 == 1, lengths)
-    return flat.reshape(height, width, order="F")
+    return flat.reshape(size, order="F")
 
 
 def fill_polygons(polygons: Sequence[Sequence[float]], height: int, width: int) -> np.ndarray:
