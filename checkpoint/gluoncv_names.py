@@ -23,8 +23,8 @@ LEAVES = {"running_mean": "moving_mean", "running_var": "moving_var"}
 TORCH_LEAVES = {"weight": "gamma", "bias": "beta"}
 LEAF = r"(?P<leaf>weight|bias|gamma|beta|running_mean|running_var)$"
 KINDS = {"conv": "conv", "batchnorm": "bn", "bn": "bn"}
-# Convolutions of a basic block, and of a bottleneck. The shortcut of resnet*_v1, which the first block
-# of a stage but the first one has, is counted after a basic block's own two.
+# Convolutions of a basic block, and of a bottleneck. The shortcut of resnet*_v1, which the first
+# block of a stage but the first one has, is counted after a basic block's own two.
 BASIC, BOTTLENECK, SHORTCUT = 2, 3, 2
 
 

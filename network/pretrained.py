@@ -316,7 +316,11 @@ def load_pretrained(
         )
     ]
     before = {name: arg_params[name] for name in replaced}
-    if replaced:
+    if replaced and not isinstance(classifier, str):
+        LOGGER.info(
+            "%s is of other classes than the network: %s start afresh", path, listing(replaced)
+        )
+    elif replaced:
         first = replaced[0]
         LOGGER.info(
             "%s: the classifier has %d classes, the network %d%s: %s start afresh",
