@@ -379,7 +379,14 @@ class Detector(mx.gluon.Block):
         ends = np.cumsum(counts)
         for image, (end, count) in enumerate(zip(ends, counts)):
             shares[image, end - count : end] = 1 / max(count, 1)
-        missing = -len(shares[0]) % MASK_GROUP if sum(counts) else 0
+        if not sum(counts):
+            # The mask head computes something all the same, or it would have no gradient at all,
+            # which is an error of the trainer's.
+            mask_rois[0] = np.array([[0, 0, 1, 1]], np.float32)
+            mask_labels[0] = np.ones(1, np.int64)
+            masks[0] = np.zeros((1, 2 * MASK_CELLS, 2 * MASK_CELLS), np.float32)
+            shares = np.zeros((images, 1), np.float32)
+        missing = -len(shares[0]) % MASK_GROUP
         return made._replace(
             rois=made.rois.reshape(-1, 5),
             mask_rois=filled(with_image(mask_rois), MASK_GROUP),

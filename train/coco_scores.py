@@ -79,7 +79,7 @@ def coco_scores(
         Detections as COCO's results have them. A mask is a run-length code.
     kind : {'box', 'mask'}
     most
-        Detections of an image that count.
+        Detections of an image and class that count.
 
     Raises
     ------
@@ -111,7 +111,7 @@ def coco_scores(
         for annotation in found.dataset["annotations"]:
             annotation["area"] = _area(found, annotation)
         program = COCOeval(expected, found, KINDS[kind])
-        program.params.maxDets = [1, 10, most]
+        program.params.maxDets = [most]
         program.evaluate()
         program.accumulate()
     # (overlaps, recalls, classes, areas, numbers of detections)

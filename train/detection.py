@@ -182,8 +182,6 @@ class Detection(Task):
 
     def _mask_loss(self, block: Any, maps: Any, samples: Any) -> mx.nd.NDArray:
         context, count = maps.scores.context, len(samples.mask_rois)
-        if not count:
-            return mx.nd.zeros(len(samples.roi_labels), ctx=context)
         logits = block.masks(maps, samples.mask_rois).astype("float32")
         rows = np.arange(count) * logits.shape[1] + samples.mask_labels - 1
         # (m, classes, 28, 28) -> (m, 28, 28)
