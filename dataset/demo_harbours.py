@@ -124,9 +124,9 @@ def plan_scene(signal: str, rng: np.random.Generator) -> Scene:
         ``red`` or ``green``.
     rng
     """
-    width, height = int(rng.integers(50, 110)), int(rng.integers(12, 18))
+    width, height = int(rng.integers(120, 180)), int(rng.integers(24, 32))
     left = int(rng.integers(4, WIDTH - width - 4))
-    lamp = (left, int(rng.integers(3, 12)), width, height)
+    lamp = (left, int(rng.integers(3, HORIZON - height - 3)), width, height)
     items: list[Item] = []
     boats = []
     if rng.uniform() >= EMPTY:
