@@ -10,7 +10,7 @@ on a GPU.
 import functools
 import math
 from collections.abc import Sequence
-from typing import Optional
+from typing import Any, Optional
 
 import numpy as np
 
@@ -19,6 +19,8 @@ RATIOS = (0.5, 1.0, 2.0)  # height / width of the anchors
 MOST_GROWTH = math.log(1000 / 16)
 # A box of this side is on level 4 of the pyramid.
 CANONICAL_SIDE, CANONICAL_LEVEL = 224.0, 4
+# Boxes of which all pairs are compared at once.
+MOST_PAIRED = 512
 
 
 def base_anchors(stride: int, scale: float = 8.0, rounded: bool = False) -> np.ndarray:
@@ -137,8 +139,19 @@ def suppress(
         Stop after so many.
     """
     order = np.argsort(-scores, kind="stable")
-    left, top, right, bottom = boxes[order].T
-    areas = area(boxes[order])
+    sorted_boxes = boxes[order]
+    corners, areas = sorted_boxes.T, area(sorted_boxes)
+
+    def apart(place: Any) -> np.ndarray:
+        """Return which boxes may stay beside those of ``place``: (n,), or (m, n) of several."""
+        left, top, right, bottom = (each[place][..., None] for each in corners)
+        width = np.minimum(right, corners[2]) - np.maximum(left, corners[0])
+        height = np.minimum(bottom, corners[3]) - np.maximum(top, corners[1])
+        shared = np.maximum(width, 0) * np.maximum(height, 0)
+        return shared <= threshold * (areas[place][..., None] + areas - shared)
+
+    # All pairs at once where they are few: far fewer calls.
+    table = apart(np.arange(len(order))) if len(order) <= MOST_PAIRED else None
     alive = np.ones(len(order), bool)
     kept = []
     for place in range(len(order)):
@@ -147,11 +160,7 @@ def suppress(
         kept.append(order[place])
         if most is not None and len(kept) == most:
             break
-        rest = np.s_[place + 1 :]
-        width = np.minimum(right[place], right[rest]) - np.maximum(left[place], left[rest])
-        height = np.minimum(bottom[place], bottom[rest]) - np.maximum(top[place], top[rest])
-        shared = np.maximum(width, 0) * np.maximum(height, 0)
-        alive[rest] &= shared <= threshold * (areas[place] + areas[rest] - shared)
+        alive &= apart(place) if table is None else table[place]
     return np.array(kept, np.int64)
 
 

@@ -103,8 +103,10 @@ def naive_suppress(boxes, scores, threshold):
     return kept
 
 
+@pytest.mark.parametrize("paired", [0, 512])
 @pytest.mark.parametrize("threshold", [0.0, 0.3, 0.7])
-def test_suppression_equals_its_definition(threshold):
+def test_suppression_equals_its_definition(threshold, paired, monkeypatch):
+    monkeypatch.setattr("network.boxes.MOST_PAIRED", paired)
     generator = np.random.default_rng(1)
     boxes, scores = random_boxes(generator, 60), generator.random(60).round(1)
     expected = naive_suppress(boxes, scores, threshold)
