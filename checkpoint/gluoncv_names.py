@@ -14,6 +14,8 @@ import re
 import zipfile
 from typing import Any, Callable, Optional
 
+import numpy as np
+
 from glore_common import GloReError, UsageError
 
 from .params import Arrays
@@ -129,7 +131,7 @@ def is_gluoncv(name: str) -> bool:
 def convolutions_of_blocks(params: Arrays) -> int:
     """Return how many convolutions each residual block of a file has, but for shortcuts."""
     first = (value for name, value in params.items() if MARK.match(name))
-    return BOTTLENECK if next(first).shape[-1] == 1 else BASIC
+    return BOTTLENECK if np.shape(next(first))[-1:] == (1,) else BASIC
 
 
 def our_name(name: str, per_block: int = BASIC) -> Optional[str]:
