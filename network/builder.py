@@ -365,6 +365,8 @@ def all_logits(symbol: mx.sym.Symbol) -> list[mx.sym.Symbol]:
     UsageError
         When the graph does not end in ``SoftmaxOutput``.
     """
+    if "rpn_scores_output" in symbol.list_outputs():
+        raise UsageError("A detector has no logits of an image: it gives boxes and masks.")
     if not all(name.endswith("softmax_output") for name in symbol.list_outputs()):
         raise UsageError(
             f"The graph ends in {', '.join(symbol.list_outputs())}, not in a SoftmaxOutput named "
