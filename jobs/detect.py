@@ -118,9 +118,15 @@ class Finder:
     contexts
         The first one is used.
     options
+    backend
+        Only MXNet's will do.
     """
 
-    def __init__(self, model: Model, contexts: list, options: FindOptions) -> None:
+    def __init__(
+        self, model: Model, contexts: list, options: FindOptions, backend: str = "mxnet"
+    ) -> None:
+        if backend != "mxnet":
+            raise UsageError(f"--backend {backend} is not for detectors")
         self.facts = model.facts
         self.context = contexts[0]
         self.block = model.detector([self.context])

@@ -349,7 +349,8 @@ def _segmented(options: PredictOptions, model: Model) -> Callable[[str, str], di
 def _detected(options: PredictOptions, model: Model) -> Callable[[str, str], dict[str, Any]]:
     """Return what finds the objects on an image file, draws them, and lists them."""
     names = names_of(model.facts, options.files.class_names)
-    finder = Finder(model, contexts_of(options.devices), options.detection)
+    devices = options.devices
+    finder = Finder(model, contexts_of(devices), options.detection, devices.backend)
 
     def look(path: str, stem: str) -> dict[str, Any]:
         image = read_image(path)

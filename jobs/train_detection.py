@@ -114,8 +114,6 @@ def open_parts(options: DetectionOptions) -> tuple[CocoSource, Optional[CocoSour
     """Return the images to train and to validate on, checked."""
     data = options.data
     train = open_part(options.source, "train", True, data.keep_empty)
-    if train is None:
-        raise UsageError("there is nothing to train on")
     val = open_part(options.source, "val")
     for each in (train, val):
         if each is not None:

@@ -17,7 +17,7 @@ from data.detection.coco import read_coco
 from data.detection.objects import mask_in_image
 from data.detection.rle import decode
 from glore_common import GloReError, UsageError
-from jobs import detect, evaluate, predict, train_detection
+from jobs import detect, evaluate, export, extract_features, predict, train_detection
 from jobs.options import DetectionOptions, DetectionSourceOptions
 from network.detector import Found
 
@@ -205,8 +205,17 @@ def test_from_training_to_results(parts, tmp_path):
     thing = rows[0]["objects"][0]
     assert thing["name"] in ("red", "blue")
     assert decode(thing["mask"]).shape == (rows[0]["height"], rows[0]["width"])
-    with pytest.raises(UsageError, match="JSON lines, not as CSV"):
-        predict.main([checkpoint, parts["val"][1], "--gpus", "cpu", "--format", "csv"])
+    files = [checkpoint, parts["val"][1], "--gpus", "cpu"]
+    for command, more, message in (
+        (predict.main, [*files, "--format", "csv"], "JSON lines, not as CSV"),
+        (predict.main, [*files, "--backend", "onnx"], "--backend onnx is not for detectors"),
+        (extract_features.main, [*files, "--to", f"{tmp_path}/f"], "finds objects: .*predict"),
+        (export.main, [checkpoint, f"{tmp_path}/x.onnx"], "A detector has no logits"),
+        (evaluate.main, [checkpoint, "--part", "test"], "the data set has no part test"),
+        (evaluate.main, [checkpoint, "--images", "x"], "give both --images DIR and --annotations"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            command(more)
 
 
 def test_a_killed_run_goes_on_where_it_was(parts, tmp_path, root):
@@ -348,3 +357,20 @@ def test_the_demo_is_coco_files_and_its_masks_fit_its_boxes(tmp_path):
     before = os.stat(f"{root}/manifest.json").st_mtime_ns
     prepare_demo_harbours(str(tmp_path))
     assert os.stat(f"{root}/manifest.json").st_mtime_ns == before
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("block", ["none", "gc"])
+def test_the_demo_is_learnt(tmp_path, block):
+    """A quarter of the demo's training finds most objects; ships' classes take longer."""
+    pytest.importorskip("pycocotools")
+    words = ["--dataset", "demo", "--data-root", f"{tmp_path}/data", "--block", block]
+    words += ["--end-epoch", "3", "--max-val-batches", "1", "--gpus", "cpu", "--task-name", "t"]
+    folder = f"{tmp_path}/models"
+    train_detection.main([*words, "--model-dir", folder, "--log-file", f"{tmp_path}/log.txt"])
+    evaluate.main([f"{folder}/t_ep-0003", "--gpus", "cpu", "--output", f"{tmp_path}/r"])
+    with open(f"{tmp_path}/r.json") as stream:
+        result = json.load(stream)
+    assert result["box"]["ap50"] >= 0.5
+    assert result["mask"]["ap50"] >= 0.5
+    assert result["box"]["ap_large"] is None

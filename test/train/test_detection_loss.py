@@ -6,8 +6,9 @@ from train_runs import train_options
 
 from data.detection.objects import CELLS, Truth, label_length, pack, unpack
 from mxnet_compat import mx
+from network.batch_norm import with_batch_norm
 from network.builder import get_symbol, resolve
-from network.detector import PROPOSALS, DetectionRule, Detector
+from network.detector import PROPOSALS, DetectionRule, Detector, freeze, frozen_pattern
 from network.targets import ANCHOR_RULE, ROI_RULE
 from train.detection import (
     PARTS,
@@ -141,13 +142,46 @@ def test_twenty_steps_leave_no_parameter_nan():
             assert (value != before[name]).any(), name
 
 
+def test_frozen_stages_keep_weights_and_statistics():
+    symbol, _ = get_symbol("mask_rcnn_tiny", 2)
+    frozen = frozen_pattern(2)
+    graph = with_batch_norm(symbol, "local", [mx.cpu()], frozen)
+    block = Detector(symbol, resolve("mask_rcnn_tiny"), [mx.cpu()], graph, seed=0)
+    freeze(block, frozen)
+    before = {name: p.data().asnumpy() for name, p in block.collect_params().items()}
+    options = train_options()
+    learner = Learner(block, make_optimizer("sgd", 0.9, 1e-2), [mx.cpu()], options, task())
+    learner.step([batch(ONE, TWO)], 0.1, 3)
+    changed = {
+        name
+        for name, p in block.collect_params().items()
+        if (p.data().asnumpy() != before[name]).any()
+    }
+    assert not any(name.startswith(("conv1", "conv2")) for name in changed)
+    assert "conv3_B01_conv-m1_conv_weight" in changed
+    assert "conv3_B01_conv-m1_bn_moving_mean" in changed
+
+
+def test_the_form_of_gluoncv_learns_too():
+    spec = resolve("mask_rcnn_tiny", style="gluoncv")
+    symbol, _ = get_symbol("mask_rcnn_tiny", 2, style="gluoncv")
+    block = Detector(symbol, spec, [mx.cpu()], seed=0)
+    plan = task()
+    rules = tuple(rule._replace(most=60) for rule in PROPOSALS["gluoncv"])
+    plan = Detection(unpack, rules, plan.anchors, plan.rois, DetectionRule())
+    learner = Learner(block, make_optimizer("sgd", 0.9, 0), [mx.cpu()], train_options(), plan)
+    losses = [
+        float(learner.step([batch(ONE, TWO)], 0.02, 7)[0][0][0].mean().asscalar()) for _ in range(4)
+    ]
+    assert losses[-1] < losses[0]
+    assert learner.is_finite()
+
+
 def test_several_devices_learn_what_one_does():
     made = batch(ONE, TWO, seed=1)
     values = []
     for contexts in ([mx.cpu(0)], [mx.cpu(0), mx.cpu(1)]):
         symbol, _ = get_symbol("mask_rcnn_tiny", 2)
-        from network.batch_norm import with_batch_norm
-
         graph = with_batch_norm(symbol, "frozen", contexts)
         block = Detector(symbol, resolve("mask_rcnn_tiny"), contexts, graph, seed=0)
         options = train_options()
