@@ -101,6 +101,10 @@ def settle_detection(options: DetectionOptions) -> None:
             f"--short-side {options.data.short_side} is longer than --long-side "
             f"{options.data.long_side}"
         )
+    if options.devices.dtype != "float32":
+        raise UsageError(
+            f"--dtype {options.devices.dtype} is not for detectors: places of boxes need float32"
+        )
     if options.precise_bn.precise_bn:
         raise UsageError("precise BatchNorm is not for detectors: --batch-norm frozen or sync")
     settle(options, source.dataset)

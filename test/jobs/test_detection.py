@@ -290,6 +290,7 @@ def test_mistakes_are_found_before_training(parts, tmp_path):
         ({"annotations": f"{tmp_path}/none.json"}, GloReError, "cannot be read"),
         ({"block": "gd"}, UsageError, "gc"),
         ({"short_side": 100}, UsageError, "--short-side 100 is longer than --long-side 80"),
+        ({"dtype": "float16"}, UsageError, "float16 is not for detectors"),
         ({"precise_bn": True}, UsageError, "precise BatchNorm is not for detectors"),
         ({"val_annotations": other[0], "val_images": other[1]}, UsageError, "class 0 is 'cat'"),
         (
