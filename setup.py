@@ -126,6 +126,8 @@ setup(
         "study": ["scikit-learn==1.6.1"],
         # Cityscapes' own scores; the package asks for more than its evaluation imports.
         "cityscapes": ["cityscapesscripts>=2.2", "pyquaternion>=0.9.5"],
+        # Average precision; NumPy 1 and 2, wheels for Python 3.9 to 3.13.
+        "detection": ["pycocotools>=2.0.8"],
         "dev": [
             "pytest>=8",
             "ruff==0.12.10",

@@ -4,6 +4,9 @@
 
     python -m benchmark.block_cost resnet50 --input 3,224,224
     python -m benchmark.block_cost RESNET50_3D --input 3,8,112,112 --rounds 5
+    python -m benchmark.block_cost mask_rcnn_resnet50_v1b --input 3,800,1333 --memory --blocks gc
+
+Of a detector the trunk is measured: backbone, pyramid and proposals' layers.
 
 All networks are built first and then run in turn, round after round, so that whatever else the
 machine does falls on all of them alike; a ratio is the median over the rounds of the time divided
@@ -20,10 +23,13 @@ from typing import Optional
 from glore_common import progress, run_main
 from glore_options import positive_int
 from mxnet_compat import mx
-from network.block import build_block
+from network.block import build_block, output_of
 from network.builder import InputConf, get_spec
+from network.memory import activation_bytes
 from network.summary import build_variant, count, markdown, parse_shape, with_shape
+from network.symbol_detection import trunk_nodes
 
+# What is measured of each network, and its input.
 Variants = Sequence[tuple[mx.sym.Symbol, InputConf]]
 
 
@@ -45,17 +51,28 @@ def blocks_for(network: str) -> list[str]:
     return [*blocks, f"glore@0-{units4}", f"glore@{units3}-{units4}"]
 
 
+def measured_part(symbol: mx.sym.Symbol, network: str) -> mx.sym.Symbol:
+    """Return what is measured of a network: its logits, or the trunk of a detector."""
+    spec = get_spec(network)
+    if spec.task == "detection":
+        return mx.sym.Group([output_of(symbol, node) for node in trunk_nodes(spec)])
+    return output_of(symbol, "classifier")
+
+
 def time_pass(block: mx.gluon.Block, data: mx.nd.NDArray, training: bool) -> float:
     """Return the seconds of one pass over a batch: forward, with ``training`` also backward."""
     mx.nd.waitall()
     started = time.perf_counter()
     if training:
         with mx.autograd.record():
-            loss = block(data).sum()
-        loss.backward()
+            outputs = block(data)
+            outputs = outputs if isinstance(outputs, list) else [outputs]
+            losses = [output.sum() for output in outputs]
+        mx.autograd.backward(losses)
         mx.nd.waitall()
     else:
-        block(data).wait_to_read()
+        block(data)
+        mx.nd.waitall()
     return time.perf_counter() - started
 
 
@@ -77,9 +94,11 @@ def measure(
     list
         Per round, per variant.
     """
-    blocks = [
-        build_block(symbol, conf, ctx=data.ctx, training=training) for symbol, conf in variants
-    ]
+    blocks = []
+    for symbol, conf in variants:
+        names = [name[: -len("_output")] for name in symbol.list_outputs()]
+        output = names if len(names) > 1 else names[0]
+        blocks.append(build_block(symbol, conf, ctx=data.ctx, training=training, output=output))
     for block in blocks:
         time_pass(block, data, training)
     label = "training" if training else "inference"
@@ -97,7 +116,10 @@ def ratios(times: list[list[float]]) -> list[float]:
 
 
 def cost_table(
-    names: Sequence[str], variants: Variants, measured: dict[str, list[list[float]]]
+    names: Sequence[str],
+    variants: Variants,
+    measured: dict[str, list[list[float]]],
+    memory: bool = False,
 ) -> str:
     """Return the Markdown table.
 
@@ -108,8 +130,10 @@ def cost_table(
         The first is what the others are compared with.
     measured
         Column title to times, see :func:`measure`.
+    memory
+        Tell the activations' memory for one sample too, as the graph says.
     """
-    counts = [count(symbol, conf) for symbol, conf in variants]
+    counts = [count(symbol, {"data": (1, *conf.data_shape)}) for symbol, conf in variants]
     columns = {
         f"{title}, s (ratio)": [
             f"{statistics.median(row[index] for row in times):.3f} ({ratio:.2f})"
@@ -117,6 +141,13 @@ def cost_table(
         ]
         for title, times in measured.items()
     }
+    if memory:
+        needed = [activation_bytes(s, {"data": (1, *conf.data_shape)}) for s, conf in variants]
+        for title in ("inference", "training"):
+            values = [getattr(each, title) / 1e6 for each in needed]
+            columns[f"memory in {title}, MB (ratio)"] = [
+                f"{value:.0f} ({value / values[0]:.2f})" for value in values
+            ]
     header = ("network", "parameters, M", "added, M", "multiply-adds, G", "added, G", *columns)
     rows = [
         (
@@ -144,6 +175,7 @@ def main(argv: Optional[list[str]] = None) -> None:
     parser.add_argument("--input", type=parse_shape, help="3,height,width or 3,frames,height,width")
     parser.add_argument("--batch-size", type=positive_int, default=1)
     parser.add_argument("--rounds", type=positive_int, default=5)
+    parser.add_argument("--memory", action="store_true", help="tell the activations' memory too")
     parser.add_argument("--gpu", type=int, help="number of a GPU (default: the CPU)")
     args = parser.parse_args(argv)
     names = [
@@ -153,7 +185,7 @@ def main(argv: Optional[list[str]] = None) -> None:
     variants = []
     for name in names:
         symbol, conf = build_variant(name)
-        variants.append((symbol, with_shape(conf, args.input)))
+        variants.append((measured_part(symbol, args.network), with_shape(conf, args.input)))
     ctx = mx.cpu() if args.gpu is None else mx.gpu(args.gpu)
     shape = (args.batch_size, *variants[0][1].data_shape)
     data = mx.nd.random.normal(shape=shape, ctx=ctx)
@@ -162,7 +194,7 @@ def main(argv: Optional[list[str]] = None) -> None:
         for title, training in (("inference", False), ("training", True))
     }
     print(f"Input {' x '.join(map(str, shape))}, {args.rounds} rounds, {ctx}.\n")
-    print(cost_table(names, variants, measured))
+    print(cost_table(names, variants, measured, args.memory))
 
 
 if __name__ == "__main__":

@@ -1,9 +1,10 @@
-"""The weights of gluoncv's model zoo under our names: post-activation ResNets.
+"""The weights of gluoncv's model zoo under our names: post-activation ResNets, Mask R-CNN.
 
 gluoncv has two families of the same layers, ``resnet18_v1`` and ``resnet18_v1b``, and MXNet has two
 ways of naming parameters in a file: by attributes (``features.5.0.body.3.weight``,
 ``layer2.0.conv2.weight``), as ``save_parameters`` does, and by the layers' own names, as ``export``
-does, with or without the network's prefix (``resnetv10_stage2_conv1_weight``). All are read.
+does, with or without the network's prefix (``resnetv10_stage2_conv1_weight``). All are read. Those
+of a detector, ``mask_rcnn_fpn_resnet50_v1b_coco``, are attributes, but within ``features`` names.
 
 The network is that of He et al., CVPR 2016; the names are those of the project dmlc/gluon-cv.
 """
@@ -12,6 +13,8 @@ import os
 import re
 import zipfile
 from typing import Any, Callable, Optional
+
+import numpy as np
 
 from glore_common import GloReError, UsageError
 
@@ -22,9 +25,9 @@ LEAVES = {"running_mean": "moving_mean", "running_var": "moving_var"}
 TORCH_LEAVES = {"weight": "gamma", "bias": "beta"}
 LEAF = r"(?P<leaf>weight|bias|gamma|beta|running_mean|running_var)$"
 KINDS = {"conv": "conv", "batchnorm": "bn", "bn": "bn"}
-# Of basic blocks: in resnet*_v1 the shortcut's convolution, which the first block of a stage but
-# the first one has, is counted after the block's own two.
-PER_BLOCK, SHORTCUT = 2, 2
+# Convolutions of a basic block, and of a bottleneck. The shortcut of resnet*_v1, which the first
+# block of a stage but the first one has, is counted after a basic block's own two.
+BASIC, BOTTLENECK, SHORTCUT = 2, 3, 2
 
 
 def _block(stage, block, branch, kind):
@@ -64,7 +67,7 @@ def _counted(found):
         if index == SHORTCUT:
             return _block(stage, 1, "w1", kind)
         index -= index > SHORTCUT
-    block, branch = divmod(index, PER_BLOCK)
+    block, branch = divmod(index, found["per_block"])
     return _block(stage, block + 1, f"m{branch + 1}", kind)
 
 
@@ -96,10 +99,27 @@ PATTERNS: tuple[tuple[re.Pattern, Callable[[Any], Optional[str]]], ...] = tuple(
         (r"(\w+_)?(output|fc|dense0)$", lambda found: "classifier"),
     )
 )
+# Of a detector, besides its backbone.
+DETECTOR = {
+    **{f"features.P{level}_conv_lat": f"p{level}_lateral_conv" for level in (2, 3, 4, 5)},
+    **{f"features.P{level}_conv1": f"p{level}_conv" for level in (2, 3, 4, 5, 6)},
+    "rpn.rpn_head.conv1.0": "rpn_conv_conv",
+    "rpn.rpn_head.score": "rpn_score_conv",
+    "rpn.rpn_head.loc": "rpn_delta_conv",
+    "box_features.1": "box_fc1",
+    "box_features.3": "box_fc2",
+    "class_predictor": "box_score",
+    "box_predictor": "box_delta",
+    **{f"mask.deconv.{2 * number}": f"mask_{number + 1}_conv" for number in range(4)},
+    "mask.deconv.8": "mask_larger",
+    "mask.mask": "mask_score_conv",
+}
+# Anchors are computed, not learnt.
+ANCHORS = re.compile(r"rpn\.anchor_generator\.\d+\.anchors$")
 # A file is gluoncv's if it has the first convolution of its second stage under one of its names.
 MARK = re.compile(
-    r"^((arg|aux):)?(features\.5\.0\.body\.0\.|layer2\.0\.conv1\.|(\w+_)?(stage|layers)2_conv0_)"
-    "weight$"
+    r"^((arg|aux):)?(features\.5\.0\.body\.0\.|layer2\.0\.conv1\.|"
+    r"(features\.)?(\w+_)?(stage|layers)2_conv0_)weight$"
 )
 
 
@@ -108,15 +128,29 @@ def is_gluoncv(name: str) -> bool:
     return MARK.match(name) is not None
 
 
-def our_name(name: str) -> Optional[str]:
-    """Return our name of a gluoncv parameter, or None if it is none of those networks'."""
+def convolutions_of_blocks(params: Arrays) -> int:
+    """Return how many convolutions each residual block of a file has, but for shortcuts."""
+    first = (value for name, value in params.items() if MARK.match(name))
+    return BOTTLENECK if np.shape(next(first))[-1:] == (1,) else BASIC
+
+
+def our_name(name: str, per_block: int = BASIC) -> Optional[str]:
+    """Return our name of a gluoncv parameter, or None if it is none of those networks'.
+
+    ``per_block`` is that of :func:`convolutions_of_blocks`, which names by layers need.
+    """
     match = re.match(r"(?P<kind>(arg|aux):)?(?P<path>.+?)[._]" + LEAF, name)
     if match is None:
         return None
+    path = match["path"]
+    if path in DETECTOR:
+        return f"{match['kind'] or ''}{DETECTOR[path]}_{match['leaf']}"
+    if "_" in path:
+        path = path.removeprefix("features.")
     for pattern, make in PATTERNS:
-        found = pattern.match(match["path"])
+        found = pattern.match(path)
         if found:
-            made = make(found.groupdict())
+            made = make({**found.groupdict(), "per_block": per_block})
             leaf = LEAVES.get(match["leaf"], match["leaf"])
             if made and made.endswith("_bn"):
                 leaf = TORCH_LEAVES.get(leaf, leaf)
@@ -139,7 +173,12 @@ def from_gluoncv(params: Arrays) -> Arrays:
     """
     if not any(map(is_gluoncv, params)):
         return params
-    return {our_name(name) or name: value for name, value in params.items()}
+    per_block = convolutions_of_blocks(params)
+    return {
+        our_name(name, per_block) or name: value
+        for name, value in params.items()
+        if not ANCHORS.match(name)
+    }
 
 
 def zoo_weights(name: str) -> str:

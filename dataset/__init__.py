@@ -1,8 +1,8 @@
 """Where the data lie: configurations, the demo data's generator, the preparation script.
 
 ``get_config(name, data_root=None)`` and ``list_datasets()`` are light (standard library only).
-``prepare_demo``, ``prepare_demo_images`` and ``prepare_demo_streets`` are loaded when first asked
-for: they need OpenCV.
+``prepare_demo`` and those of the other demo data (images, streets, harbours) are loaded when first
+asked for: they need OpenCV.
 """
 
 from typing import Any
@@ -14,6 +14,7 @@ __all__ = [
     "get_config",
     "list_datasets",
     "prepare_demo",
+    "prepare_demo_harbours",
     "prepare_demo_images",
     "prepare_demo_streets",
     "read_mapping_table",
@@ -33,4 +34,8 @@ def __getattr__(name: str) -> Any:
         from .demo_streets import prepare_demo_streets
 
         return prepare_demo_streets
+    if name == "prepare_demo_harbours":
+        from .demo_harbours import prepare_demo_harbours
+
+        return prepare_demo_harbours
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,4 +1,4 @@
-"""Test a checkpoint on videos, images or images with masks, several views of each averaged.
+"""Test a checkpoint on videos, images, or images with masks or objects; views are averaged.
 
 Network, input size, interval, mean, std and data are those that the checkpoint was trained with,
 as its manifest says, unless told otherwise. ``test/test-single-clip.py`` is the name that
@@ -34,6 +34,7 @@ from train.plots import plot_confusion
 from train.report import log_to
 from train.scoring import average_scores, class_rows, predictions, summarize
 
+from .evaluate_detection import evaluate_detection
 from .evaluate_segmentation import evaluate_segmentation
 from .model import Model, open_model
 from .options import EvaluateOptions, ImageSourceOptions
@@ -486,6 +487,9 @@ def main(argv: Optional[list[str]] = None) -> None:
             return
         if model.facts.task == "segmentation":
             evaluate_segmentation(options, model, contexts)
+            return
+        if model.facts.task == "detection":
+            evaluate_detection(options, model, contexts)
             return
         if data.crops in ("spatial", "mixed"):
             raise UsageError(f"--crops {data.crops} is for clips")

@@ -20,7 +20,7 @@ from train.metric import ConfusionMatrix
 from train.plots import plot_confusion
 
 from .model import Model
-from .options import EvaluateOptions, SegmentationSourceOptions, SegmentationTestOptions
+from .options import EvaluateOptions, PartOptions, SegmentationSourceOptions
 from .segment import (
     Segmenter,
     error_map,
@@ -101,9 +101,7 @@ def write_ids(folder: str, source: SegmentationSource, index: int, mask: np.ndar
     return path
 
 
-def test_source(
-    options: SegmentationTestOptions, model: Model, data_root: Optional[str]
-) -> SegmentationSource:
+def test_source(options: PartOptions, model: Model, data_root: Optional[str]) -> SegmentationSource:
     """Return the images that are asked for, else a part of the training's data set."""
     trained = model.options.get("source", {})
     known = {field.name for field in dataclasses.fields(SegmentationSourceOptions)}
@@ -132,21 +130,21 @@ def test_source(
 
 def evaluate_segmentation(options: EvaluateOptions, model: Model, contexts: list) -> dict[str, Any]:
     """Test a network on images with masks; log and write the results; return what the JSON says."""
-    asked, facts = options.segmentation, model.facts
+    asked, views, facts = options.parts, options.segmentation, model.facts
     source = test_source(asked, model, options.data.data_root)
     stem = os.path.splitext(os.path.basename(os.path.normpath(model.path)))[0]
     prefix = options.output.output or os.path.join(".", "exps", "results", f"{stem}_{asked.part}")
     limit = min(len(source.pairs), options.data.max_samples or len(source.pairs))
     source = dataclasses.replace(source, pairs=source.pairs[:limit])
     check(source, contents=False)
-    segmenter = Segmenter(model, contexts, asked)
+    segmenter = Segmenter(model, contexts, views)
     LOGGER.info(
         "Testing    %d images of %s: scales %s%s, %s",
         limit,
         source.origin,
-        ", ".join(f"{scale:g}" for scale in asked.scales),
-        ", mirrored too" if asked.flip_test else "",
-        "whole images" if asked.window is None else "windows of {1} x {0}".format(*asked.window),
+        ", ".join(f"{scale:g}" for scale in views.scales),
+        ", mirrored too" if views.flip_test else "",
+        "whole images" if views.window is None else "windows of {1} x {0}".format(*views.window),
     )
     confusion = ConfusionMatrix(facts.num_classes)
     palette = palette_of(facts)
@@ -178,10 +176,10 @@ def evaluate_segmentation(options: EvaluateOptions, model: Model, contexts: list
         "data": source.origin,
         "images": limit,
         "seconds": round(seconds, 3),
-        "window": asked.window,
-        "overlap": asked.overlap,
-        "flip": asked.flip_test,
-        "scales": list(asked.scales),
+        "window": views.window,
+        "overlap": views.overlap,
+        "flip": views.flip_test,
+        "scales": list(views.scales),
         "class_names": list(source.labels.names),
         "miou": none_of_nan(confusion.mean_iou()),
         "pixel_accuracy": none_of_nan(confusion.accuracy()),

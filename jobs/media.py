@@ -185,6 +185,11 @@ def view_of(model: Model, options: ViewOptions) -> View:
             f"{model.path} segments images: {command('predict')} writes masks, "
             f"{command('evaluate')} tests it"
         )
+    if facts.task == "detection":
+        raise UsageError(
+            f"{model.path} finds objects: {command('predict')} lists and draws them, "
+            f"{command('evaluate')} tests it"
+        )
     wrong = ("ten", "full") if facts.task == "video" else ("spatial", "mixed")
     if options.crops in wrong:
         raise UsageError(f"--crops {options.crops} is not for {facts.task}s")

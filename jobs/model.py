@@ -21,7 +21,8 @@ from checkpoint.safetensors_file import is_safetensors, read_safetensors
 from glore_common import UsageError
 from mxnet_compat import mx
 from network.block import SymbolNet, build_block
-from network.builder import InputConf, get_spec, get_symbol, logits
+from network.builder import InputConf, get_spec, get_symbol, logits, resolve
+from network.detector import Detector
 from network.identify import identify_network
 from network.inference import FusedNet
 from network.onnx_graph import OnnxNet, to_onnx
@@ -42,7 +43,7 @@ class ModelFacts:
     Attributes
     ----------
     task
-        'video', 'image' or 'segmentation'.
+        'video', 'image', 'segmentation' or 'detection'.
     network
         Name of the row; None for a graph of its own.
     overrides
@@ -52,7 +53,8 @@ class ModelFacts:
     class_names
         In the order of the classes, where they are known.
     data_shape
-        Of one input: (3, h, w) or (3, frames, h, w).
+        Of one input: (3, h, w) or (3, frames, h, w). Detection: (3, shorter side that images are
+        resized to, longest one).
     mean, std
         RGB on the scale 0..1: the network reads (pixel - mean) / std.
     resize
@@ -165,6 +167,16 @@ class Model:
         params = {**self.arg_params, **self.aux_params}
         return all(tuple(params[name].shape) == shape for name, shape in {**args, **auxs}.items())
 
+    def detector(self, contexts: list) -> Detector:
+        """Return a network of ``task`` 'detection' as a block for prediction."""
+        return Detector(
+            self.symbol,
+            resolve(self.facts.network, **self.facts.overrides),
+            contexts,
+            params=(self.arg_params, self.aux_params),
+            training=False,
+        )
+
     def block(self, contexts: list, output: Optional[str] = None) -> SymbolNet:
         """Return the network as a block for prediction.
 
@@ -222,7 +234,7 @@ class Model:
 
 def _classes_of(arg_params: dict, where: str) -> int:
     """Return the number of classes that a file's classifier has."""
-    for name in ("classifier_bias", "fc6_bias"):
+    for name in ("classifier_bias", "fc6_bias", "mask_score_conv_bias"):
         if name in arg_params:
             return len(arg_params[name])
     raise CheckpointError(f"{where} has no classifier: it holds no classifier_bias")
@@ -232,9 +244,10 @@ def facts_of_row(network: str, overrides: dict[str, Any], num_classes: int) -> M
     """Return what the table says of a network."""
     _, conf = get_symbol(network, num_classes, **overrides)
     task = "video" if len(conf.data_shape) == 4 else "image"
-    if get_spec(network).task == "segmentation":
-        task = "segmentation"
-    name = get_spec(network).name
+    spec = get_spec(network)
+    if spec.task != "classification":
+        task = spec.task
+    name = spec.name
     return ModelFacts(
         task, name, overrides, num_classes, None, conf.data_shape, conf.mean, conf.std
     )
@@ -245,9 +258,9 @@ def _from_table(text: str, epoch: Optional[int], facts: ModelFacts, options, ori
     overrides = {**facts.overrides, "crop_size": facts.data_shape[-2:]}
     if facts.task == "video":
         overrides["clip_length"] = facts.data_shape[1]
-    symbol, _ = get_symbol(facts.network, facts.num_classes, **overrides)
+    symbol, conf = get_symbol(facts.network, facts.num_classes, **overrides)
     arg_params, aux_params, path = read_source(text, symbol, epoch)
-    check(symbol, arg_params, aux_params, {"data": (1, *facts.data_shape)}, where=path)
+    check(symbol, arg_params, aux_params, conf.shapes, where=path)
     check_finite({**arg_params, **aux_params}, path)
     return Model(symbol, arg_params, aux_params, facts, path, options, origin)
 

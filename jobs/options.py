@@ -4,6 +4,7 @@ import dataclasses
 from typing import Any, ClassVar, Optional
 
 from data.common.options import PixelOptions, ReadingOptions
+from data.detection.options import DetectionReadingOptions
 from data.image.options import ImageOptions, ImageTestOptions
 from data.segmentation.options import SegmentationReadingOptions, height_width
 from data.video.options import ClipOptions, ClipTestOptions
@@ -21,14 +22,17 @@ from glore_options import (
     positive_float,
     positive_int,
     seed,
+    share,
 )
 from network.options import ArchitectureOptions, NetworkOptions
+from network.symbol_detection import STYLES
 from train.options import (
     CheckpointOptions,
     DeviceOptions,
     LoggingOptions,
     RunOptions,
     ScheduleOptions,
+    TrainDeviceOptions,
     TrainOptions,
 )
 
@@ -406,22 +410,136 @@ class PixelViewOptions(Options):
 
 
 @dataclasses.dataclass
-class SegmentationTestOptions(PixelViewOptions):
-    """What a segmentation network is tested on, and what is written."""
+class PartOptions(Options):
+    """What a network that segments or detects is tested on, and what is written."""
 
-    title = "segmentation"
+    title = "images with masks or objects"
 
     part: str = option("val", "of the data set: val, train or test")
     images: Optional[str] = option(
         None, "folder of images instead of the training's data set", metavar="DIR"
     )
-    masks: Optional[str] = option(None, "folder of their masks", metavar="DIR")
-    pictures: int = option(8, "images of which overlays and maps of errors are written", kind=count)
+    masks: Optional[str] = option(None, "segmentation: folder of their masks", metavar="DIR")
+    annotations: Optional[str] = option(
+        None, "detection: their objects, a file of COCO's format", metavar="FILE"
+    )
+    pictures: int = option(8, "images of which pictures of the results are written", kind=count)
     submit: str = option(
         "",
-        "write masks of the data set's own ids here, as Cityscapes' server takes them",
-        metavar="DIR",
+        "write results as servers take them: masks of Cityscapes' ids into this folder, or "
+        "detections into this JSON file",
+        metavar="DIR|FILE",
     )
+
+
+# --- detection ------------------------------------------------------------------------------------
+
+BOX_SETS = ("coco", "json", "demo")
+
+
+@dataclasses.dataclass
+class DetectionNetworkOptions(NetworkOptions):
+    """Which network, and whose form its heads have."""
+
+    style: Optional[str] = option(
+        None,
+        "gcnet: heads, anchors, proposals and schedule of GCNet; gluoncv: of gluoncv's "
+        "mask_rcnn_fpn networks, whose trained weights need it (default: gcnet)",
+        choices=tuple(STYLES),
+    )
+
+    def overrides(self) -> dict[str, Any]:
+        """Return the keywords for ``get_symbol`` that are asked for."""
+        return {**super().overrides(), **({"style": self.style} if self.style else {})}
+
+
+@dataclasses.dataclass
+class DetectionSourceOptions(Options):
+    """Which images and objects are trained on and validated on."""
+
+    title = "source of images and objects"
+
+    dataset: str = option(
+        "coco",
+        "coco: train2017/, val2017/ and annotations/; json: --images, --annotations, files of "
+        "COCO's format with classes of your own; demo: made-up harbours",
+        choices=BOX_SETS,
+    )
+    data_root: Optional[str] = option(
+        None, "folder of the data set (default: ./dataset/COCO)", metavar="DIR", compare=False
+    )
+    images: Optional[str] = option(None, "json: folder of the training images", metavar="DIR")
+    annotations: Optional[str] = option(None, "json: their objects", metavar="FILE")
+    val_images: Optional[str] = option(
+        None, "json: folder of the validation images (default: --images)", metavar="DIR"
+    )
+    val_annotations: Optional[str] = option(None, "json: their objects", metavar="FILE")
+
+
+@dataclasses.dataclass
+class DetectionTrainingOptions(Options):
+    """What training on objects has beyond the loop's options."""
+
+    title = "training on objects"
+
+    frozen_stages: Optional[int] = option(
+        None,
+        "stages of the backbone, the first convolution included, that keep their weights and "
+        "statistics (default: 2 with --pretrained, else 0)",
+        kind=number(int, 0, 5),
+    )
+    train_proposals: Optional[int] = option(
+        None,
+        "boxes of an image that are proposed to the heads in training (default: 2000; demo: 200)",
+        kind=positive_int,
+    )
+    anchor_samples: Optional[int] = option(
+        None,
+        "anchors of an image that are learnt from (default: 256; demo: 128)",
+        kind=positive_int,
+    )
+    roi_samples: Optional[int] = option(
+        None,
+        "proposals of an image that are learnt from (default: 512; demo: 64)",
+        kind=positive_int,
+    )
+
+
+@dataclasses.dataclass
+class FindOptions(Options):
+    """Which of the boxes that a detector makes are objects."""
+
+    title = "objects (detection)"
+
+    min_score: Optional[float] = option(
+        None, "lowest score of an object (default: 0.05; gluoncv's networks: 0.001)", kind=share
+    )
+    max_overlap: float = option(
+        0.5, "of two objects of a class that overlap by more, the better stays", kind=share
+    )
+    max_objects: int = option(100, "most objects of an image", kind=positive_int)
+    proposals: int = option(1000, "boxes of an image that the heads look at", kind=positive_int)
+
+
+@dataclasses.dataclass
+class DetectionOptions(TrainJobOptions):
+    """Options of ``train_detection.py``; what is None depends on the data set and the style."""
+
+    network: DetectionNetworkOptions = group(DetectionNetworkOptions)
+    source: DetectionSourceOptions = group(DetectionSourceOptions)
+    data: DetectionReadingOptions = group(DetectionReadingOptions)
+    schedule: ScheduleOptions = group(
+        ScheduleOptions,
+        lr_base=None,
+        lr_schedule=None,
+        lr_steps=None,
+        warmup_steps=None,
+        warmup_factor=1 / 3,
+        optimizer="sgd",
+        clip_norm=None,
+    )
+    devices: TrainDeviceOptions = group(TrainDeviceOptions, batch_norm=None)
+    detection: DetectionTrainingOptions = group(DetectionTrainingOptions)
 
 
 # --- testing --------------------------------------------------------------------------------------
@@ -441,8 +559,17 @@ class WeightsOptions(ArchitectureOptions):
         metavar="CHECKPOINT",
     )
     epoch: Optional[int] = option(None, "of a prefix (default: the newest)", kind=count)
+    style: Optional[str] = option(
+        None,
+        "of a detector without a manifest: gluoncv for weights of its mask_rcnn_fpn networks",
+        choices=tuple(STYLES),
+    )
     model_root: str = option("./exps/models", "folder of --model-subpath")
     model_subpath: str = option("", "upstream's name of the weights: a file in --model-root")
+
+    def overrides(self) -> dict[str, Any]:
+        """Return the keywords for ``get_symbol`` that are asked for."""
+        return {**super().overrides(), **({"style": self.style} if self.style else {})}
 
 
 @dataclasses.dataclass
@@ -531,7 +658,9 @@ class EvaluateOptions(JobOptions):
 
     network: WeightsOptions = group(WeightsOptions)
     data: EvaluationDataOptions = group(EvaluationDataOptions)
-    segmentation: SegmentationTestOptions = group(SegmentationTestOptions)
+    parts: PartOptions = group(PartOptions)
+    segmentation: PixelViewOptions = group(PixelViewOptions)
+    detection: FindOptions = group(FindOptions)
     pixels: PixelOptions = group(PixelOptions)
     devices: InferenceOptions = group(InferenceOptions)
     output: EvaluationOutputOptions = group(EvaluationOutputOptions)

@@ -1,7 +1,8 @@
 """Say what videos or images show: the classes that a checkpoint's network finds likeliest.
 
 A line for each file, as JSON or CSV. A network that segments writes a mask, its colours and an
-overlay of each image (``--masks``); the line names them, and the shares of the classes. With
+overlay of each image (``--masks``); the line names them, and the shares of the classes. A detector
+writes a picture of each image (``--masks``); the line has its objects with boxes and masks. With
 ``--stride`` a video is gone through window by window, which takes no more memory for a long one; a
 timeline and subtitles are made of that. Files that cannot be read are named and passed over, and
 the exit code is then 1.
@@ -16,12 +17,14 @@ import os
 import sys
 import time
 from collections.abc import Iterator
-from typing import IO, Any, Optional
+from typing import IO, Any, Callable, Optional
 
 import numpy as np
 
 from data.common.options import PixelOptions
+from data.detection.loaders import read_image
 from data.image.decode import ImageError
+from data.segmentation.masks import write_mask
 from data.video.windows import (
     Length,
     LengthDataset,
@@ -37,6 +40,8 @@ from train.devices import contexts_of
 from train.plots import plot_timeline
 from train.report import log_to
 
+from .detect import Finder, described, picture_of
+from .detect import masks_of as object_masks_of
 from .evaluate import log_input, read_model
 from .media import (
     FileOptions,
@@ -54,7 +59,13 @@ from .media import (
     view_of,
 )
 from .model import Model
-from .options import InferenceOptions, PixelViewOptions, ViewOptions, WeightsOptions
+from .options import (
+    FindOptions,
+    InferenceOptions,
+    PixelViewOptions,
+    ViewOptions,
+    WeightsOptions,
+)
 from .segment import Segmenter, masks_of
 
 LOGGER = logging.getLogger("glore")
@@ -86,7 +97,8 @@ class PredictOutputOptions(Options):
     subtitles: str = option("", "write the likeliest class over time: DIR/NAME.srt", metavar="DIR")
     masks: str = option(
         "./exps/results/masks",
-        "of a network that segments: NAME_mask.png, NAME_colours.png, NAME_overlay.png",
+        "pictures of a network that segments (NAME_mask.png, NAME_colours.png, NAME_overlay.png) "
+        "or detects (NAME_objects.png)",
         metavar="DIR",
     )
     log_file: str = option("", "log file (default: none)")
@@ -100,6 +112,7 @@ class PredictOptions(JobOptions):
     files: FileOptions = group(FileOptions)
     data: ViewOptions = group(ViewOptions)
     segmentation: PixelViewOptions = group(PixelViewOptions)
+    detection: FindOptions = group(FindOptions)
     pixels: PixelOptions = group(PixelOptions)
     devices: InferenceOptions = group(InferenceOptions)
     output: PredictOutputOptions = group(PredictOutputOptions)
@@ -143,11 +156,15 @@ class Writer:
         self.stream.flush()
 
 
+def format_of(options: PredictOutputOptions) -> str:
+    """Return the format of the output."""
+    return options.format or ("csv" if options.output.lower().endswith(".csv") else "jsonl")
+
+
 @contextlib.contextmanager
 def writing(options: PredictOutputOptions) -> Iterator[Writer]:
     """Yield the writer that is asked for; a file appears whole or not at all."""
-    by_name = "csv" if options.output.lower().endswith(".csv") else "jsonl"
-    as_csv = (options.format or by_name) == "csv"
+    as_csv = format_of(options) == "csv"
     if not options.output:
         # Names of files may be no text of the terminal's.
         if hasattr(sys.stdout, "reconfigure"):
@@ -316,26 +333,63 @@ def _predict_whole(
         return {file.path: file.reason for file in loader.bad_files()}
 
 
-def _predict_masks(options: PredictOptions, model: Model) -> int:
-    """Segment all images; return how many could not be read."""
-    paths = find_files(options.files, "image")
+def _segmented(options: PredictOptions, model: Model) -> Callable[[str, str], dict[str, Any]]:
+    """Return what segments an image file, draws it, and says what is on it."""
     names = names_of(model.facts, options.files.class_names)
-    log_input(model, f"{len(paths)} images, whole or in windows")
     segmenter = Segmenter(model, contexts_of(options.devices), options.segmentation)
+
+    def look(path: str, stem: str) -> dict[str, Any]:
+        shares, pictures = masks_of(segmenter, path, stem)
+        top = [row for row in best(shares, options.output.top_k, names) if row["score"]]
+        return {**pictures, "top": top}
+
+    return look
+
+
+def _detected(options: PredictOptions, model: Model) -> Callable[[str, str], dict[str, Any]]:
+    """Return what finds the objects on an image file, draws them, and lists them."""
+    names = names_of(model.facts, options.files.class_names)
+    devices = options.devices
+    finder = Finder(model, contexts_of(devices), options.detection, devices.backend)
+
+    def look(path: str, stem: str) -> dict[str, Any]:
+        image = read_image(path)
+        found = finder.find(image)
+        masks = object_masks_of(found, *image.shape[:2])
+        write_mask(f"{stem}_objects.png", picture_of(image, found, masks, model.facts))
+        return {
+            "picture": f"{stem}_objects.png",
+            "height": image.shape[0],
+            "width": image.shape[1],
+            "objects": described(found, masks, names),
+        }
+
+    return look
+
+
+def _predict_pictures(options: PredictOptions, model: Model) -> int:
+    """Segment all images, or find the objects on them; return how many could not be read."""
+    paths = find_files(options.files, "image")
     output, failed = options.output, 0
+    if model.facts.task == "segmentation":
+        log_input(model, f"{len(paths)} images, whole or in windows")
+        look = _segmented(options, model)
+    else:
+        short, long = model.facts.data_shape[1:]
+        log_input(model, f"{len(paths)} images, shorter side {short}, longer one {long} at most")
+        if format_of(output) == "csv":
+            raise UsageError("a detector's objects are written as JSON lines, not as CSV")
+        look = _detected(options, model)
     with writing(output) as writer:
-        stems = file_names(paths, "")
-        for path, stem in zip(paths, stems):
+        for path, stem in zip(paths, file_names(paths, "")):
             try:
-                shares, pictures = masks_of(segmenter, path, os.path.join(output.masks, stem))
+                row = look(path, os.path.join(output.masks, stem))
             except ImageError as error:
                 LOGGER.warning("cannot read the image %s: %s", path, error.reason)
-                writer.write({"file": path, "error": error.reason})
+                row = {"error": error.reason}
                 failed += 1
-                continue
-            top = [row for row in best(shares, output.top_k, names) if row["score"]]
-            writer.write({"file": path, **pictures, "top": top})
-    LOGGER.info("Masks      %d of %d images: %s", len(paths) - failed, len(paths), output.masks)
+            writer.write({"file": path, **row})
+    LOGGER.info("Pictures   %d of %d images: %s", len(paths) - failed, len(paths), output.masks)
     return failed
 
 
@@ -349,8 +403,8 @@ def main(argv: Optional[list[str]] = None) -> int:
             raise UsageError(f"name a checkpoint: {command('predict')} CHECKPOINT PATH ...")
         model = read_model(options)
         task = model.facts.task
-        if task == "segmentation":
-            return 1 if _predict_masks(options, model) else 0
+        if task in ("segmentation", "detection"):
+            return 1 if _predict_pictures(options, model) else 0
         windowed = bool(output.stride or output.timeline or output.subtitles)
         if windowed and task != "video":
             raise UsageError("--stride, --timeline and --subtitles are for videos")

@@ -20,7 +20,8 @@ from glore_common import UsageError, check_writable, command
 from mxnet_compat import mx
 from network.batch_norm import with_batch_norm
 from network.block import FINE_TUNE_LR_MULT, build_block
-from network.builder import InputConf, all_logits, get_spec
+from network.builder import BOXES, PIXELS, InputConf, all_logits, get_spec, resolve
+from network.detector import CLASS_LAYERS, HEADS, Detector, freeze
 from network.initializer import CONTEXTS, DEFAULT_RULES, PIXEL_HEAD, UNITS
 from network.pretrained import load_pretrained
 from network.summary import count
@@ -38,6 +39,8 @@ from .model import ModelFacts
 from .options import TrainJobOptions
 
 LOGGER = logging.getLogger("glore")
+# What turns the name of a 2D network into that of one with other heads.
+PREFIXES = {"segmentation": PIXELS, "detection": BOXES}
 
 
 def settle(options: TrainJobOptions, data_name: str) -> None:
@@ -98,13 +101,15 @@ class Run:
         wd_mult: Any = None,
         rules: tuple = (),
         class_names: Optional[Sequence[str]] = None,
+        frozen: Optional[str] = None,
     ) -> mx.gluon.Block:
         """Return the network as a Gluon block: fresh, or with the weights of ``--pretrained``.
 
         ``lr_mult`` and ``wd_mult`` are rule sets of :mod:`network.block`; ``--fine-tune`` has its
         own for the learning rate. ``rules`` (:mod:`network.initializer`) go before the default
         ones for what starts afresh. Classes of ``class_names`` that the weights know by the same
-        names keep their rows of the classifier.
+        names keep their rows of the classifier. A detector's parameters whose names begin like
+        ``frozen``, and the statistics of such BatchNorms, keep their values.
         """
         network, devices = self.options.network, self.options.devices
         seed = self.options.run.random_seed
@@ -122,37 +127,49 @@ class Run:
             " x ".join(map(str, input_conf.data_shape)),
         )
         params = None
-        plain = symbol
-        outputs = [output.name for output in all_logits(symbol)]
+        task = get_spec(network.network).task
         fresh = (UNITS, CONTEXTS) if network.fresh_units else ()
-        if get_spec(network.network).task == "segmentation":
+        if task == "segmentation":
             fresh = (*fresh, PIXEL_HEAD)
-        symbol = with_batch_norm(symbol, devices.batch_norm, self.contexts)
+        elif task == "detection":
+            fresh = (*fresh, HEADS)
+        graph = with_batch_norm(symbol, devices.batch_norm, self.contexts, frozen)
         if network.pretrained:
             source = locate(network.pretrained)
             known = source_classes(source, network.pretrained_classes)
             params = load_pretrained(
-                symbol,
+                graph,
                 source,
-                {"data": (1, *input_conf.data_shape)},
+                input_conf.shapes,
+                classifier=CLASS_LAYERS if task == "detection" else "classifier",
                 allow_missing=fresh,
+                allow_extra=("^classifier_",) if task == "detection" else (),
                 seed=seed,
                 rules=(*rules, *DEFAULT_RULES),
                 classes=(known, class_names) if known and class_names else None,
             )
-        block = build_block(
-            symbol,
-            input_conf,
-            ctx=self.contexts,
-            params=params,
-            initializer=None if params else rules,
-            seed=seed,
-            lr_mult=FINE_TUNE_LR_MULT if network.fine_tune else lr_mult,
-            wd_mult=wd_mult,
-            output=outputs if len(outputs) > 1 else outputs[0],
-        )
-        # What checkpoints keep is for any number of devices.
-        block.symbol = plain
+        how: dict[str, Any] = {
+            "params": params,
+            "seed": seed,
+            "lr_mult": FINE_TUNE_LR_MULT if network.fine_tune else lr_mult,
+            "wd_mult": wd_mult,
+        }
+        if task == "detection":
+            spec = resolve(network.network, **network.overrides())
+            block: Any = Detector(symbol, spec, self.contexts, graph, **how)
+            freeze(block, frozen)
+        else:
+            outputs = [output.name for output in all_logits(symbol)]
+            block = build_block(
+                graph,
+                input_conf,
+                ctx=self.contexts,
+                initializer=None if params else rules,
+                output=outputs if len(outputs) > 1 else outputs[0],
+                **how,
+            )
+            # What checkpoints keep is for any number of devices.
+            block.symbol = symbol
         if devices.dtype != "float32":
             block.cast(devices.dtype)
         return block
@@ -329,12 +346,12 @@ def next_commands(summary: Summary) -> None:
 def need_task(network: str, task: str) -> None:
     """Raise UsageError unless there is a network of this name that reads what the job trains on."""
     spec = get_spec(network)
-    if (spec.task == "segmentation") != (task == "segmentation"):
-        if task == "segmentation":
-            raise UsageError(
-                f"{spec.name} has no head for segmentation: give --network fcn_{spec.name}"
-            )
-        raise UsageError(f"{spec.name} is for segmentation: {command('train_segmentation')}")
+    if spec.task != "classification" and spec.task != task:
+        raise UsageError(f"{spec.name} is for {spec.task}: {command(f'train_{spec.task}')}")
+    if task in PREFIXES and spec.task != task:
+        raise UsageError(
+            f"{spec.name} has no head for {task}: give --network {PREFIXES[task]}{spec.name}"
+        )
     reads_clips = spec.ndim == 3
     if reads_clips and task == "image":
         raise UsageError(

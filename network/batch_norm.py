@@ -1,7 +1,9 @@
 """The BatchNorms of a graph: of each device, of all devices together, or with frozen statistics."""
 
 import json
+import re
 from collections.abc import Sequence
+from typing import Optional
 
 from glore_common import UsageError
 from mxnet_compat import mx
@@ -11,7 +13,10 @@ _KEPT = ("eps", "momentum", "fix_gamma", "use_global_stats", "output_mean_var")
 
 
 def with_batch_norm(
-    symbol: mx.sym.Symbol, kind: str, contexts: Sequence[mx.Context]
+    symbol: mx.sym.Symbol,
+    kind: str,
+    contexts: Sequence[mx.Context],
+    frozen: Optional[str] = None,
 ) -> mx.sym.Symbol:
     """Return a graph with its BatchNorms replaced; parameters and names stay.
 
@@ -25,6 +30,8 @@ def with_batch_norm(
         as well, and stay as they are.
     contexts
         The devices.
+    frozen
+        Regular expression of the beginning of names: these BatchNorms are frozen in any case.
 
     Raises
     ------
@@ -35,7 +42,9 @@ def with_batch_norm(
     """
     if kind not in KINDS:
         raise UsageError(f"unknown kind of BatchNorm {kind!r}; known are {', '.join(KINDS)}")
-    if kind == "local" or (kind == "sync" and len(contexts) == 1):
+    if kind == "sync" and len(contexts) == 1:
+        kind = "local"
+    if kind == "local" and frozen is None:
         return symbol
     if kind == "sync" and any(context.device_type != "gpu" for context in contexts):
         raise UsageError(
@@ -47,8 +56,10 @@ def with_batch_norm(
         if node["op"] != "BatchNorm":
             continue
         attributes = node.setdefault("attrs", {})
-        if kind == "frozen":
+        if kind == "frozen" or (frozen is not None and re.match(frozen, node["name"])):
             attributes["use_global_stats"] = "True"
+            continue
+        if kind == "local":
             continue
         if int(attributes.get("axis", 1)) != 1:
             raise UsageError(f"BatchNorm {node['name']} cannot be synchronised: its axis is not 1")

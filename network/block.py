@@ -87,10 +87,11 @@ class SymbolNet(mx.gluon.SymbolBlock):
         graph: mx.sym.Symbol,
         contexts: Iterable[mx.Context],
     ) -> None:
-        super().__init__(graph, mx.sym.var("data", dtype="float32"))
+        name = getattr(input_conf, "name", "data")
+        super().__init__(graph, mx.sym.var(name, dtype="float32"))
         self.symbol = symbol
         self.input_conf = input_conf
-        self.arg_names = tuple(n for n in graph.list_arguments() if n != "data")
+        self.arg_names = tuple(n for n in graph.list_arguments() if n != name)
         self.aux_names = tuple(graph.list_auxiliary_states())
         self.contexts = tuple(contexts)
         self._guard = MemoryGuard(graph)
@@ -136,7 +137,8 @@ class SymbolNet(mx.gluon.SymbolBlock):
         CheckpointError
             If anything is missing, extra or of another shape; nothing is set then.
         """
-        inputs = {"data": (1, *self.input_conf.data_shape)}
+        name = getattr(self.input_conf, "name", "data")
+        inputs = {name: (1, *self.input_conf.data_shape)}
         check(self._cached_graph[1], arg_params, aux_params, inputs)
         self._set({**arg_params, **aux_params})
 
@@ -186,7 +188,7 @@ def build_block(
     Parameters
     ----------
     symbol
-        The plain network; its input is ``data``.
+        The plain network; its input is ``data``, unless ``input_conf`` has another ``name``.
     input_conf
         Has ``data_shape``: (3, T, H, W) or (3, H, W). Other sizes that the network takes run too.
     ctx
@@ -227,8 +229,8 @@ def build_block(
         plain = output_of(symbol, output)
     else:
         plain = mx.sym.Group([output_of(symbol, name) for name in output])
-    check_memory(plain, input_conf, training=training, ctx=contexts[0])
-    inputs = {"data": (1, *input_conf.data_shape)}
+    inputs = {getattr(input_conf, "name", "data"): (1, *input_conf.data_shape)}
+    check_memory(plain, inputs, training=training, ctx=contexts[0])
     args, auxs = param_shapes(plain, inputs)
     if params is None:
         rules = (*(initializer or ()), *DEFAULT_RULES)

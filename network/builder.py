@@ -9,13 +9,15 @@ from mxnet_compat import mx
 from . import symbol_dpn, symbol_resnet
 from .placement import blocks_of, head_of, units_of
 from .settings import check_flag, check_real, check_whole
-from .specs import LEGACY_DPN_BN, PIXEL_ROWS, ROWS, Spec
+from .specs import BOX_ROWS, LEGACY_DPN_BN, PIXEL_ROWS, ROWS, Spec
+from .symbol_detection import STYLES, detector, head_shapes
 from .symbol_glore import UNIT_SETTINGS
 from .symbol_segmentation import pixel_head
 from .symbol_study import STUDY_ROWS
 
 ALL_ROWS = ROWS + STUDY_ROWS
-PIXELS = "fcn_"
+PIXELS, BOXES = "fcn_", "mask_rcnn_"
+OTHER_ROWS = PIXEL_ROWS + BOX_ROWS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,11 +30,22 @@ class InputConf:
         (channels, h, w) or (channels, frames, h, w), without the batch axis.
     mean, std
         Per RGB channel, for pixels on the scale 0..1: the network reads (pixel - mean) / std.
+    name
+        Of the input's variable.
+    others
+        Names and shapes, with the batch axis, of further inputs: those of a detector's heads.
     """
 
     data_shape: tuple[int, ...]
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
+    name: str = "data"
+    others: tuple[tuple[str, tuple[int, ...]], ...] = ()
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """The shape of one sample of each input, with the batch axis."""
+        return {self.name: (1, *self.data_shape), **dict(self.others)}
 
 
 def list_networks(study: bool = False, task: str = "classification") -> list[str]:
@@ -43,9 +56,11 @@ def list_networks(study: bool = False, task: str = "classification") -> list[str
     study
         Also those that only a study of the project needs (:mod:`network.symbol_study`).
     task
-        Networks of which task. For segmentation any 2D network NAME can be had as ``fcn_NAME``;
-        the list has the published ones and the demo's.
+        Networks of which task. For segmentation any 2D network NAME can be had as ``fcn_NAME``,
+        for detection as ``mask_rcnn_NAME``; the lists have the published ones and the demo's.
     """
+    if task == "detection":
+        return [row.name for row in BOX_ROWS]
     if task == "segmentation":
         return [row.name for row in PIXEL_ROWS]
     return [row.name for row in (ALL_ROWS if study else ROWS)]
@@ -58,7 +73,7 @@ def get_spec(name: str) -> Spec:
     ----------
     name
         A name or alias, in any letter case. ``fcn_`` before that of a 2D network: that backbone
-        with a head for segmentation.
+        with a head for segmentation; ``mask_rcnn_``: with those of a detector.
 
     Raises
     ------
@@ -67,17 +82,22 @@ def get_spec(name: str) -> Spec:
         :func:`list_networks`, the nearest first.
     """
     rows = {
-        known.lower(): row for row in ALL_ROWS + PIXEL_ROWS for known in (row.name, *row.aliases)
+        known.lower(): row for row in ALL_ROWS + OTHER_ROWS for known in (row.name, *row.aliases)
     }
-    if isinstance(name, str) and name.lower() not in rows and name.lower().startswith(PIXELS):
-        backbone = get_spec(name[len(PIXELS) :])
-        if backbone.ndim != 2 or backbone.task != "classification":
-            raise UsageError(f"{name}: {backbone.name} is no 2D network that classifies images.")
-        return backbone.for_pixels()
+    if isinstance(name, str) and name.lower() not in rows:
+        for prefix in (PIXELS, BOXES):
+            if not name.lower().startswith(prefix):
+                continue
+            backbone = get_spec(name[len(prefix) :])
+            if backbone.ndim != 2 or backbone.task != "classification":
+                raise UsageError(
+                    f"{name}: {backbone.name} is no 2D network that classifies images."
+                )
+            return backbone.for_pixels() if prefix == PIXELS else backbone.for_boxes()
     if not isinstance(name, str) or name.lower() not in rows:
         every, known = (
             [known for row in table for known in (row.name, *row.aliases)]
-            for table in (ALL_ROWS + PIXEL_ROWS, ROWS + PIXEL_ROWS)
+            for table in (ALL_ROWS + OTHER_ROWS, ROWS + OTHER_ROWS)
         )
         raise UsageError(
             f"Unknown network {name!r}. Did you mean {closest_first(str(name), every)[0]}? "
@@ -134,6 +154,14 @@ def _set_output_stride(spec: Spec, value: Any) -> Spec:
     return spec.with_output_stride(value)
 
 
+def _set_style(spec: Spec, value: Any) -> Spec:
+    if spec.task != "detection":
+        raise UsageError(f"style: {spec.name} is no detector, only mask_rcnn_ networks are.")
+    if value not in STYLES:
+        raise UsageError(f"style: {' or '.join(STYLES)}, not {value!r}.")
+    return dataclasses.replace(spec, detector=spec.detector._replace(**STYLES[value]))
+
+
 def _set_auxiliary(spec: Spec, value: Any) -> Spec:
     if spec.task != "segmentation":
         raise UsageError(f"auxiliary: {spec.name} has no auxiliary head, only fcn_ networks have.")
@@ -153,6 +181,7 @@ OVERRIDES: dict[str, Callable[[Spec, Any], Spec]] = {
     "context": head_of,
     "output_stride": _set_output_stride,
     "auxiliary": _set_auxiliary,
+    "style": _set_style,
     "clip_length": _set_clip_length,
     "crop_size": _set_crop_size,
     "dropout": lambda spec, value: dataclasses.replace(
@@ -263,6 +292,8 @@ def get_symbol(
             become dilations, the weights stay those of the network.
         auxiliary
             Segmentation: whether there is an auxiliary head on conv4, for training.
+        style : {'gcnet', 'gluoncv'}
+            Detection: pyramid, anchors and heads as GCNet or as gluoncv has them.
         clip_length
             Frames (3D networks).
         crop_size : int or (int, int)
@@ -287,7 +318,8 @@ def get_symbol(
     (Symbol, InputConf)
         The Symbol takes ``data`` (n, *data_shape) and ``softmax_label`` (n,) and gives class
         probabilities (n, num_classes). Of a segmentation network (n, num_classes, h, w), from
-        labels (n, h, w); an auxiliary head is a second output.
+        labels (n, h, w); an auxiliary head is a second output. A detector's inputs and outputs
+        are those of its parts (:mod:`network.symbol_detection`).
 
     Raises
     ------
@@ -297,12 +329,15 @@ def get_symbol(
     row, spec = get_spec(name), resolve(name, **overrides)
     classes = spec.num_classes if num_classes is None else check_whole("num_classes", num_classes)
     stages = (symbol_dpn if spec.family == "dpn" else symbol_resnet).get_stages(spec)
-    if spec.task == "segmentation":
+    if spec.task == "detection":
+        symbol = detector(stages, spec=spec, num_classes=classes)
+    elif spec.task == "segmentation":
         symbol = pixel_head(stages, spec=spec, num_classes=classes)
     else:
         default_map = row.final_map(row.data_shape[1:])
         symbol = _head(stages[-1], spec, default_map, classes)
-    return symbol, InputConf(spec.data_shape, spec.mean, spec.std)
+    others = head_shapes(spec) if spec.task == "detection" else {}
+    return symbol, InputConf(spec.data_shape, spec.mean, spec.std, others=tuple(others.items()))
 
 
 def logits(symbol: mx.sym.Symbol) -> mx.sym.Symbol:
@@ -330,6 +365,8 @@ def all_logits(symbol: mx.sym.Symbol) -> list[mx.sym.Symbol]:
     UsageError
         When the graph does not end in ``SoftmaxOutput``.
     """
+    if "rpn_scores_output" in symbol.list_outputs():
+        raise UsageError("A detector has no logits of an image: it gives boxes and masks.")
     if not all(name.endswith("softmax_output") for name in symbol.list_outputs()):
         raise UsageError(
             f"The graph ends in {', '.join(symbol.list_outputs())}, not in a SoftmaxOutput named "

@@ -17,7 +17,7 @@ import hashlib
 import logging
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any, Callable, NamedTuple, Optional
+from typing import Any, Callable, NamedTuple, Optional, Union
 
 import numpy as np
 
@@ -215,13 +215,16 @@ def is_inflatable(given: Shape, expected: Shape) -> bool:
     return len(given) == 4 and len(expected) == 5 and tuple(given) == expected[:2] + expected[3:]
 
 
-def other_classifier(name: str, given: Shape, expected: Shape, classifier: str) -> bool:
+def other_classifier(
+    name: str, given: Shape, expected: Shape, classifier: Union[str, Sequence[str]]
+) -> bool:
     """Return whether a classifier's parameter is for other classes, or for another kind of data.
 
     Then the shapes differ in the number of classes only; or one classifies positions of a map,
     (classes, channels, 1, 1), and the other what is pooled, (classes, channels).
     """
-    if not name.startswith(f"{classifier}_"):
+    layers = (classifier,) if isinstance(classifier, str) else classifier
+    if not name.startswith(tuple(f"{layer}_" for layer in layers)):
         return False
     if len(given) != len(expected):
         return {len(given), len(expected)} == {2, 4}
@@ -235,7 +238,7 @@ def inflate_2d(
     *,
     allow_missing: Sequence[str] = (UNITS, CONTEXTS),
     allow_extra: Sequence[str] = (),
-    classifier: str = "classifier",
+    classifier: Union[str, Sequence[str]] = "classifier",
     seed: int = 0,
     rules: Sequence[Rule] = DEFAULT_RULES,
     where: str = "the 2D parameters",

@@ -14,11 +14,16 @@ import math
 import os
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any, Optional
+from typing import Any, Optional, Union
 
 import numpy as np
 
-from checkpoint.gluoncv_names import from_gluoncv, is_gluoncv, our_name
+from checkpoint.gluoncv_names import (
+    convolutions_of_blocks,
+    from_gluoncv,
+    is_gluoncv,
+    our_name,
+)
 from checkpoint.graph import load, normalisations, read_symbol, save
 from checkpoint.params import (
     STREAM_START,
@@ -205,11 +210,12 @@ def _as_its_graph_reads(params: Arrays, path: str, symbol: Optional[mx.sym.Symbo
             listing(changed),
         )
     foreign = any(map(is_gluoncv, params))
+    per_block = convolutions_of_blocks(params) if foreign else 0
     ours = {} if symbol is None else normalisations(symbol)
     moved: list[str] = []
     negative: list[str] = []
     for gamma, norm in theirs.items():
-        own = ours.get((foreign and our_name(gamma)) or gamma)
+        own = ours.get((foreign and our_name(gamma, per_block)) or gamma)
         if own is None or norm.var not in key or math.isclose(own.eps, norm.eps, rel_tol=1e-5):
             continue
         var = params[key[norm.var]].astype("float32") + np.float32(norm.eps - own.eps)
@@ -231,7 +237,7 @@ def load_pretrained(
     source: str,
     input_shapes: Mapping,
     epoch: Optional[int] = None,
-    classifier: str = "classifier",
+    classifier: Union[str, Sequence[str]] = "classifier",
     allow_missing: Sequence[str] = (),
     allow_extra: Sequence[str] = (),
     seed: int = 0,
@@ -256,7 +262,7 @@ def load_pretrained(
     epoch
         Of a prefix; the newest by default.
     classifier
-        Name of the last layer.
+        Name of the last layer, or names where several depend on the classes.
     allow_missing, allow_extra
         Regular expressions of names that may be missing, or be there in excess (left out).
     seed, rules
@@ -306,11 +312,15 @@ def load_pretrained(
         if name in args
         and (
             other_classifier(name, value.shape, args[name], classifier)
-            or (other and name.startswith(f"{classifier}_"))
+            or (other and name.startswith("classifier_"))
         )
     ]
     before = {name: arg_params[name] for name in replaced}
-    if replaced:
+    if replaced and not isinstance(classifier, str):
+        LOGGER.info(
+            "%s is of other classes than the network: %s start afresh", path, listing(replaced)
+        )
+    elif replaced:
         first = replaced[0]
         LOGGER.info(
             "%s: the classifier has %d classes, the network %d%s: %s start afresh",

@@ -14,7 +14,7 @@ Shape = tuple[int, ...]
 def input_shapes(inputs: Any) -> dict[str, Shape]:
     """Return the input shapes that an InputConf (one sample) or a mapping stands for."""
     if hasattr(inputs, "data_shape"):
-        return {"data": (1, *inputs.data_shape)}
+        return getattr(inputs, "shapes", {"data": (1, *inputs.data_shape)})
     if isinstance(inputs, Mapping):
         return {name: tuple(shape) for name, shape in inputs.items()}
     raise UsageError(

@@ -42,6 +42,7 @@ from checkpoint.released import RELEASED
 
 from .symbol_basic import BNConf
 from .symbol_context import CONTEXT_KINDS
+from .symbol_detection import STYLES, Detection
 from .symbol_glore import UNIT_SETTINGS
 
 # {stage: residual blocks} as pairs.
@@ -68,7 +69,7 @@ class Stem(NamedTuple):
 
 
 PLACEMENTS = ("inside", "after")
-TASKS = ("classification", "segmentation")
+TASKS = ("classification", "segmentation", "detection")
 
 
 class Context(NamedTuple):
@@ -148,8 +149,8 @@ class Spec:
         Default input without the batch axis: (3, h, w) or (3, t, h, w).
     num_classes
         Classes of the data set that the network was published for.
-    task : {'classification', 'segmentation'}
-        What the network makes of an input: a class, or a class for each pixel.
+    task : {'classification', 'segmentation', 'detection'}
+        What the network makes of an input: a class, a class for each pixel, or objects.
     family : {'resnet', 'dpn'}
         Which builder.
     bottleneck
@@ -170,6 +171,8 @@ class Spec:
         What every GloRe unit is built with otherwise than ``UNIT_SETTINGS`` says.
     head
         Of a segmentation network.
+    detector
+        Pyramid and heads of a detector.
     dropout
         Probability, before the classifier.
     bn
@@ -207,6 +210,7 @@ class Spec:
     context: tuple[Context, ...] = ()
     unit: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     head: PixelHead = PixelHead()
+    detector: Detection = Detection()
     dropout: float = 0.0
     bn: BNConf = BNConf()
     fixed_pool: bool = False
@@ -261,6 +265,18 @@ class Spec:
             aliases=(),
         )
         return row.with_output_stride(8)
+
+    def for_boxes(self, style: str = "gcnet") -> "Spec":
+        """Return the row ``mask_rcnn_NAME`` that finds objects; ``style`` is one of ``STYLES``."""
+        return dataclasses.replace(
+            self,
+            name=f"mask_rcnn_{self.name}",
+            task="detection",
+            data_shape=(3, 800, 1333),
+            num_classes=80,
+            detector=Detection(**STYLES[style]),
+            aliases=(),
+        )
 
     def total_stride(self) -> tuple[int, ...]:
         """Return, per axis of the input, the product of all strides."""
@@ -425,6 +441,7 @@ RESNET18_V1 = dataclasses.replace(RESNET18, name="resnet18_v1", **POST_ACTIVATIO
 RESNET34_V1 = dataclasses.replace(RESNET34, name="resnet34_v1", **POST_ACTIVATION)
 # With the stride in the 3x3 convolution: gluoncv's v1b, torchvision's and timm's resnet50.
 RESNET50_V1B = dataclasses.replace(RESNET50, name="resnet50_v1b", **POST_ACTIVATION)
+RESNET101_V1B = dataclasses.replace(RESNET101, name="resnet101_v1b", **POST_ACTIVATION)
 
 
 def _dpn(
@@ -558,6 +575,7 @@ ROWS = (
     RESNET18_V1,
     RESNET34_V1,
     RESNET50_V1B,
+    RESNET101_V1B,
     RESNET50,
     RESNET50.with_units("resnet50_w-glore_0-3", (0, 3)),
     RESNET50.with_units("resnet50_w-glore_2-3", (2, 3)),
@@ -608,6 +626,28 @@ PIXEL_ROWS = (
     TINY_FCN,
     dataclasses.replace(
         TINY_FCN, name="fcn_tiny_w-glore", head=TINY_FCN.head._replace(kind="glore")
+    ),
+)
+
+# Detectors: Mask R-CNN as GCNet trains it. Any other 2D row NAME is there as well, as
+# ``mask_rcnn_NAME``.
+GC_R16 = Context("gc", {"ratio": 1 / 16}, RESNET50_V1B.every_block((3, 4, 5)))
+GC_R16_101 = Context("gc", {"ratio": 1 / 16}, RESNET101_V1B.every_block((3, 4, 5)))
+TINY_DETECTOR = dataclasses.replace(
+    TINY_2D.for_boxes(),
+    data_shape=(3, 160, 192),
+    num_classes=3,
+    detector=Detection(width=32, rpn=32, hidden=128, mask=32, mask_convs=2, anchor_scale=4.0),
+)
+BOX_ROWS = (
+    RESNET50_V1B.for_boxes(),
+    RESNET50_V1B.with_context("resnet50_v1b_w-gc", GC_R16).for_boxes(),
+    RESNET101_V1B.for_boxes(),
+    RESNET101_V1B.with_context("resnet101_v1b_w-gc", GC_R16_101).for_boxes(),
+    TINY_DETECTOR,
+    TINY_DETECTOR.with_context(
+        "mask_rcnn_tiny_w-gc",
+        Context("gc", {"ratio": 1 / 4}, TINY_2D.every_block((3, 4, 5))),
     ),
 )
 

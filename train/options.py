@@ -97,6 +97,11 @@ class ScheduleOptions(Options):
         "share of the rate that the warm-up starts from",
         kind=number(float, high=1.0, above=0.0),
     )
+    clip_norm: Optional[float] = option(
+        0.0,
+        "scale a step's gradients down whose norm, over all weights, is larger; 0: never",
+        kind=number(float, 0.0),
+    )
     momentum: float = option(
         0.9, "momentum of the optimiser", kind=number(float, 0.0, 0.999), aliases=("--mom",)
     )
@@ -395,5 +400,7 @@ class TrainOptions(JobOptions):
             where = "when the key-value store updates the weights"
             if self.precise_bn.precise_bn:
                 raise UsageError(f"precise BatchNorm does not work {where}")
+            if self.schedule.clip_norm:
+                raise UsageError(f"--clip-norm does not work {where}")
             if devices.loss_scale == DYNAMIC:
                 raise UsageError(f"a dynamic loss scale does not work {where}")

@@ -123,7 +123,8 @@ def plot_panels(
         axis.set_xlabel(panel.xlabel)
         if panel.limits:
             axis.set_ylim(*panel.limits)
-        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+        whole = all(float(x).is_integer() for line in panel.lines for x in line.x)
+        axis.xaxis.set_major_locator(MaxNLocator(integer=whole))
         if panel.log:
             axis.set_yscale("log", nonpositive="mask")
         axis.grid(alpha=0.3)
@@ -196,9 +197,13 @@ def plot_history(rows: list[dict], path: str, title: str = "") -> None:
         for name in rows[0]
         if name.startswith("train_") and name not in ("train_loss", "train_seconds")
     ]
+    parts = [name for name in figures if name.startswith("loss-")]
+    figures = [name for name in figures if name not in parts]
     lines = [line for name in figures for line in _metric_lines(rows, name, f" {name}")]
+    loss = _loss_panel(rows, "loss" if parts else "cross entropy")
+    of_parts = [line for name in parts for line in _metric_lines(rows, name, f" {name}")]
     panels = [
-        _loss_panel(rows, "cross entropy"),
+        loss._replace(lines=[*loss.lines, *of_parts]),
         Panel(", ".join(figures), "logged epoch", lines, limits=(0, 1.02)),
         # A schedule may end at 0, which a logarithmic axis cannot show.
         Panel(
@@ -207,6 +212,33 @@ def plot_history(rows: list[dict], path: str, title: str = "") -> None:
             [Line(epochs, rates, "learning rate")],
             log=all((rate or 0) > 0 for rate in rates),
         ),
+    ]
+    plot_panels(panels, path, title)
+
+
+def plot_precision(curves: dict[str, dict[str, np.ndarray]], path: str, title: str = "") -> None:
+    """Draw precision over recall, a diagram for each entry of ``curves``.
+
+    Parameters
+    ----------
+    curves
+        Title of a diagram to its curves by name: precision (101,) at each recall from 0 to 1, NaN
+        where there is none.
+    path
+        PNG file to write.
+    title
+        Written above.
+    """
+    recalls = np.linspace(0, 1, 101)
+    panels = [
+        Panel(
+            name,
+            "recall",
+            [Line(list(recalls), list(values), label) for label, values in lines.items()],
+            limits=(0, 1.02),
+            marker=None,
+        )
+        for name, lines in curves.items()
     ]
     plot_panels(panels, path, title)
 

@@ -296,7 +296,7 @@ class Reporter:
             self._bar = None
 
     def step_line(
-        self, position: Position, batches: int, lr: float, speed: float, means: dict[str, float]
+        self, position: Position, batches: int, lr: float, speed: float, means: dict[str, Any]
     ) -> None:
         """Report the batches since the last step line.
 
@@ -313,8 +313,12 @@ class Reporter:
         means
             ``loss`` and the task's figures over these batches.
         """
+        # With parts the loss is their sum, and no cross entropy.
+        total = "loss" if any(name.startswith("loss-") for name in means) else "loss-ce"
         figures = " ".join(
-            f"{'loss-ce' if name == 'loss' else name} {value:.4f}" for name, value in means.items()
+            f"{total if name == 'loss' else name} {value:.4f}"
+            for name, value in means.items()
+            if value is not None
         )
         LOGGER.info(
             "Epoch [%d] Batch [%d/%d] Step %d lr %.4e Speed %.2f samples/s %s",
@@ -331,6 +335,8 @@ class Reporter:
             self._bar.set_postfix_str(f"lr {lr:.2e}, {speed:.1f} samples/s, {figures}")
         if self._events is not None:
             for name, value in {**means, "lr": lr, "samples_per_second": speed}.items():
+                if value is None:
+                    continue
                 self._events.add_scalar(f"step/{name}", value, position.step)
 
     def _write(self, write: Callable[..., None], rows: list[dict], path: str, *more: str) -> None:

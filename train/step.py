@@ -137,6 +137,7 @@ class Learner:
         self.dtype = options.devices.dtype
         self.label_smoothing = options.run.label_smoothing
         self.accumulate = options.run.accumulate
+        self.clip_norm = options.schedule.clip_norm
         self.task = task or Classification()
         self.parameters = named_parameters(block)
         if self.accumulate > 1:
@@ -214,11 +215,7 @@ class Learner:
             data, label = self.task.prepare(data, label, generator)
             parts, labels = self.split(data, label, self.contexts)
             with mx.autograd.record():
-                outputs = [self.block(part) for part in parts]
-                losses = [
-                    self.task.loss(output, target, self.label_smoothing)
-                    for output, target in zip(outputs, labels)
-                ]
+                outputs, losses = self._forward(parts, labels, self.label_smoothing)
                 scaled = [loss * scale for loss in losses]
             mx.autograd.backward(scaled)
             results.append((losses, outputs, labels))
@@ -226,18 +223,30 @@ class Learner:
 
     def _update(self, divisor: float) -> bool:
         """Add up the gradients and update; return False if they overflowed and nothing was done."""
-        if not self.scaler.dynamic:
+        if not self.scaler.dynamic and not self.clip_norm:
             self.trainer.step(divisor)
             return True
         # Added up they are the same for all workers, and so is what follows.
         self.trainer.allreduce_grads()
-        finite = all_finite([g for p in self.trainable() for g in p.list_grad()])
-        self.scaler.update(finite)
+        finite = True
+        if self.scaler.dynamic:
+            finite = all_finite([g for p in self.trainable() for g in p.list_grad()])
+            self.scaler.update(finite)
         if finite:
-            self.trainer.update(divisor)
+            # To divide by more is to scale down.
+            excess = self._norm() / divisor / self.clip_norm if self.clip_norm else 1.0
+            self.trainer.update(divisor * max(1.0, excess))
         else:
             LOGGER.info("Gradients overflowed: step left out, loss scale %g", self.scaler.scale)
         return finite
+
+    def _norm(self) -> float:
+        """Return the norm of all gradients together, of one device's copies."""
+        squares = [
+            p.list_grad()[0].astype("float32").square().sum().reshape((1,))
+            for p in self.trainable()
+        ]
+        return float(mx.nd.concat(*squares, dim=0).sum().asscalar()) ** 0.5
 
     def share_statistics(self) -> None:
         """Give all workers worker 0's running statistics, which are those of its own data."""
@@ -257,9 +266,16 @@ class Learner:
         """Return (losses, outputs, labels), each a list by device, in evaluation mode."""
         parts, labels = self.split(data, label, self.contexts[: data.shape[0]])
         with mx.autograd.predict_mode():
-            outputs = [self.block(part) for part in parts]
-        losses = [self.task.loss(output, target) for output, target in zip(outputs, labels)]
+            outputs, losses = self._forward(parts, labels)
         return losses, outputs, labels
+
+    def _forward(self, parts: list, labels: list, smoothing: float = 0.0) -> tuple[list, list]:
+        """Return (outputs, losses), each a list by device."""
+        pairs = [
+            self.task.forward(self.block, part, target, smoothing)
+            for part, target in zip(parts, labels)
+        ]
+        return [output for output, _ in pairs], [loss for _, loss in pairs]
 
     def is_finite(self) -> bool:
         """Return whether all parameters, running statistics and gradients are finite."""

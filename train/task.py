@@ -23,8 +23,8 @@ class Task:
     sums
         Names of what :meth:`count` adds up over samples.
     figures
-        Names of what :meth:`means` makes of the sums, besides ``loss``; larger is better. The
-        first one chooses the best epoch.
+        Names of what :meth:`means` makes of the sums, besides ``loss``; larger is better, but for
+        parts of the loss, which are called ``loss-…``. The first one chooses the best epoch.
     """
 
     sums: tuple[str, ...] = ()
@@ -33,6 +33,16 @@ class Task:
     def prepare(self, data: Any, label: Any, generator: np.random.RandomState) -> tuple[Any, Any]:
         """Return a training batch as it is learnt; all randomness is ``generator``'s."""
         return data, label
+
+    def forward(
+        self, block: Any, data: Any, label: mx.nd.NDArray, smoothing: float = 0.0
+    ) -> tuple[Any, mx.nd.NDArray]:
+        """Return what ``block`` makes of a device's part of a batch, and the :meth:`loss` of it.
+
+        A task whose loss needs more of the block than its output does both here.
+        """
+        output = block(data)
+        return output, self.loss(output, label, smoothing)
 
     def loss(self, output: Any, label: mx.nd.NDArray, smoothing: float = 0.0) -> mx.nd.NDArray:
         """Return the loss of each sample (n,), float32.
@@ -54,10 +64,11 @@ class Task:
 
     def means(
         self, totals: dict[str, float], since: Optional[dict[str, float]] = None
-    ) -> dict[str, float]:
+    ) -> dict[str, Any]:
         """Return ``loss`` and the :attr:`figures` of sums, less the earlier sums ``since``.
 
-        ``totals`` has ``samples``, ``loss`` and :attr:`sums`. NaN where there is no sample.
+        ``totals`` has ``samples``, ``loss`` and :attr:`sums`. NaN where there is no sample, None
+        for a figure that is not measured there.
         """
         return means_of(totals, since)
 

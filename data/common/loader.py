@@ -50,7 +50,8 @@ class LoaderConfig:
         samples of one shape, so that some are smaller: shape after shape in the order in which
         the dataset has them.
     shuffle
-        Draw a new order for each epoch.
+        Draw a new order for each epoch. If the dataset is not uniform, the last batch of each
+        shape is filled up with samples of that shape that were there before.
     balanced
         With ``shuffle``, draw the samples of an epoch (as many as there are) so that all classes
         come equally often, those of a class with few samples several times.
@@ -327,12 +328,17 @@ class _Engine:
         rng = generator(self.config.seed, REPLACEMENT, self.epoch, place.index, attempt)
         # A few draws nearly always do; the permutation ends the search in a small list.
         total = len(self.dataset)
+
+        def fits(index):
+            fresh = self.dataset.name(index) not in tried_paths
+            return fresh and self.dataset.shape_of(index) == place.batch.shape
+
         for _ in range(20):
             index = int(rng.integers(total))
-            if self.dataset.name(index) not in tried_paths:
+            if fits(index):
                 return index
         for index in rng.permutation(total):
-            if self.dataset.name(int(index)) not in tried_paths:
+            if fits(int(index)):
                 return int(index)
         return None
 
@@ -449,7 +455,8 @@ class Loader(BatchSource):
     Parameters
     ----------
     dataset
-        If it is not uniform, ``shuffle``, 'discard' and 'replace' are impossible.
+        If it is not uniform, 'discard' is impossible; so is 'replace' without ``shuffle``, and
+        ``balanced``.
     config
 
     Raises
@@ -461,25 +468,30 @@ class Loader(BatchSource):
     def __init__(self, dataset: Dataset, config: LoaderConfig) -> None:
         super().__init__(dataset, config)
         equal = config.shuffle or config.last_batch == "discard"
-        if not dataset.uniform and (equal or config.on_bad == "replace"):
+        impossible = config.last_batch == "discard" or config.balanced
+        if not config.shuffle:
+            impossible = impossible or config.on_bad == "replace"
+        if not dataset.uniform and impossible:
             raise UsageError(
-                f"{dataset.origin} gives samples of different shapes: these can only be read in "
-                "their order, all of them, and without replacements."
+                f"{dataset.origin} gives samples of different shapes: these can only be read all "
+                "of them; in their order without replacements, or shuffled."
             )
         self._items = max(1, config.batch_size // dataset.views)
         total, ranks = len(dataset), config.num_ranks
         self._samples = total // ranks if equal else len(range(config.rank, total, ranks))
         whole, rest = divmod(self._samples, self._items)
         self.batches = whole + (1 if rest and config.last_batch == "keep" else 0)
-        if self.batches == 0 and equal:
+        if self.batches == 0 and equal and dataset.uniform:
             share = f" for each of {ranks} ranks" if ranks > 1 else ""
             raise UsageError(
                 f"{dataset.origin} has {self._samples} samples{share}, fewer than one "
                 f"batch of {self._items}: use a smaller batch size."
             )
+        self.num_samples = min(self._samples, self.batches * self._items)
         if not dataset.uniform:
             self.batches = len(self._plan(0))
-        self.num_samples = min(self._samples, self.batches * self._items)
+            if config.shuffle:
+                self.num_samples = self.batches * self._items
         self._engine = _Engine(config, dataset, self._largest_batch())
         # Runs at the loader's end or, at the latest, at the interpreter's.
         self._finalizer = weakref.finalize(self, self._engine.close)
@@ -522,15 +534,32 @@ class Loader(BatchSource):
 
     def _plan(self, epoch):
         """Return the item indices of each batch of an epoch: a list of arrays."""
+        if not self.dataset.uniform and self.config.shuffle:
+            return self._shuffled_by_shape(epoch)
         order = self._order(epoch)
-        groups = [order]
-        if not self.dataset.uniform:
-            shapes = {}
-            for index in order:
-                shapes.setdefault(self.dataset.shape_of(int(index)), []).append(index)
-            groups = [np.asarray(group) for group in shapes.values()]
+        groups = [order] if self.dataset.uniform else self._by_shape(order)
         step = self._items
         return [group[at : at + step] for group in groups for at in range(0, len(group), step)]
+
+    def _by_shape(self, order):
+        """Return the items of each shape, in the order of ``order``."""
+        shapes = {}
+        for index in order:
+            shapes.setdefault(self.dataset.shape_of(int(index)), []).append(index)
+        return [np.asarray(group) for group in shapes.values()]
+
+    def _shuffled_by_shape(self, epoch):
+        """Return whole batches of one shape each, in random order: one shape for all ranks."""
+        config = self.config
+        rng = generator(config.seed, ORDER, epoch)
+        step = self._items * config.num_ranks
+        batches = []
+        for group in self._by_shape(rng.permutation(len(self.dataset))):
+            # Filled up from its beginning, several times if need be.
+            filled = np.resize(group, len(group) + -len(group) % step)
+            parts = filled.reshape(-1, step)
+            batches += [part[config.rank :: config.num_ranks] for part in parts]
+        return [batches[place] for place in rng.permutation(len(batches))]
 
     def _largest_batch(self):
         """Return how many numbers the largest batch has."""
@@ -601,8 +630,7 @@ class Loader(BatchSource):
         # Assigning copies, at once: the memory is written to again for a later batch.
         arrays = items.reshape((len(kept) * views, *items.shape[2:]))
         labels = np.repeat(np.asarray([batch.labels[i] for i in kept], np.float32), views)
-        if self.dataset.dense:
-            arrays, labels = arrays[:, :-1], arrays[:, -1]
+        arrays, labels = self.dataset.unpack(arrays, labels)
         data = mx.nd.empty(arrays.shape, mx.cpu(), np.float32)
         data[:] = arrays
         label = mx.nd.empty(labels.shape, mx.cpu(), np.float32)

@@ -85,15 +85,11 @@ class Dataset:
         Crops of an item; all of them are rows of the batch.
     uniform
         All samples have one shape. Else a loader batches those of equal shape.
-    dense
-        The last channel of a sample's array (views, channels, …) is its label, which has a value
-        for each pixel; the label of :class:`Sample` is not used.
     """
 
     kind = "file"
     views = 1
     uniform = True
-    dense = False
 
     def __len__(self) -> int:
         raise NotImplementedError
@@ -139,6 +135,13 @@ class Dataset:
         UnreadableFile
         """
         raise NotImplementedError
+
+    def unpack(self, arrays: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return data and label of a batch: samples' arrays (n, …) and labels (n,).
+
+        A dataset whose labels are more than a number has them in the arrays.
+        """
+        return arrays, labels
 
     def note(self, index: int, facts: tuple) -> None:
         """Take up what loading item ``index`` found out (called in the loader's process)."""

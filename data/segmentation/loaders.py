@@ -59,7 +59,6 @@ class SegmentationDataset(Dataset):
     """
 
     kind = "image"
-    dense = True
 
     def __init__(
         self,
@@ -130,6 +129,10 @@ class SegmentationDataset(Dataset):
         if array.shape != shape:
             raise ImageError(image_path, "it has another size than its header says")
         return Sample(array, 0)
+
+    def unpack(self, arrays: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return images (n, 3, h, w) and train ids (n, h, w), which are the last channel."""
+        return arrays[:, :-1], arrays[:, -1]
 
 
 def get_segmentation_train_loader(

@@ -61,11 +61,15 @@ MODULES = {
         "data.segmentation.labels",
         "data.segmentation.source",
         "data.segmentation.loaders",
+        "data.detection.coco",
+        "data.detection.loaders",
     ),
     "Training": (
         "train.loop",
         "train.task",
         "train.segmentation",
+        "train.detection",
+        "train.coco_scores",
         "train.schedule",
         "train.optimizer",
         "train.metric",
@@ -80,6 +84,7 @@ COMMANDS = {
     "train_imagenet.py": ("jobs.options", "ImagenetOptions"),
     "train_classifier.py": ("jobs.options", "ClassifierOptions"),
     "train_segmentation.py": ("jobs.options", "SegmentationOptions"),
+    "train_detection.py": ("jobs.options", "DetectionOptions"),
     "evaluate.py": ("jobs.options", "EvaluateOptions"),
     "compare_released.py": ("jobs.options", "CompareOptions"),
     "predict.py": ("jobs.predict", "PredictOptions"),
@@ -92,6 +97,7 @@ COMMANDS = {
     "dataset.demo": ("dataset.demo", "DemoJobOptions"),
     "dataset.demo_images": ("dataset.demo_images", "DemoImagesJobOptions"),
     "dataset.demo_streets": ("dataset.demo_streets", "DemoStreetsJobOptions"),
+    "dataset.demo_harbours": ("dataset.demo_harbours", "DemoHarboursJobOptions"),
 }
 SECTIONS = ("Parameters", "Returns", "Yields", "Raises", "Attributes", "Notes", "Examples")
 INNER = re.compile(r"[\w*]+(, [\w*]+)* : ")

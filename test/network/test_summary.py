@@ -326,3 +326,18 @@ def test_block_costs_are_measured_side_by_side(capsys):
     assert [line.split("`")[1] for line in lines[4:]] == ["TINY_3D", "TINY_3D+gc", "TINY_3D+nl"]
     assert lines[4].count("(1.00)") == 2
     assert block_cost.ratios([[1.0, 2.0], [10.0, 10.0], [2.0, 6.0]]) == [1.0, 2.0]
+
+
+def test_block_costs_of_a_detector_are_those_of_its_trunk(capsys):
+    block_cost.main(
+        ["mask_rcnn_tiny", "--input", "3,64,96", "--blocks", "gc", "--rounds", "1", "--memory"]
+    )
+    header, _, plain, blocks = capsys.readouterr().out.strip().splitlines()[-4:]
+    assert header.endswith("memory in inference, MB (ratio) | memory in training, MB (ratio) |")
+    assert plain.startswith("| `mask_rcnn_tiny` | 0.12 | +0.00 |")
+    symbol, conf = get_symbol("mask_rcnn_tiny", crop_size=(64, 96))
+    trunk = block_cost.measured_part(symbol, "mask_rcnn_tiny")
+    alone = count(trunk, {"data": (1, 3, 64, 96)})
+    # The heads are not in it.
+    assert alone.params < count(symbol, conf).params / 2
+    assert blocks.startswith("| `mask_rcnn_tiny+gc` |")
