@@ -180,8 +180,10 @@ def test_names_order_attributes_and_outputs_are_kept():
     before, after = symbol.attr_dict(), rewritten.attr_dict()
     norms = [n["name"] for n in json.loads(symbol.tojson())["nodes"] if n["op"] == "BatchNorm"]
     assert norms
-    for name, attributes in before.items():
-        assert after[f"{name}_4d" if name in norms else name] == attributes
+    means = [name for name in before if f"{name}_mean" in after]
+    assert means == ["global-pool"]
+    for name in before.keys() - means:
+        assert after[f"{name}_4d" if name in norms else name] == before[name]
     assert rewritten.infer_shape(data=shape) == symbol.infer_shape(data=shape)
     again = for_cpu_training(rewritten, {"data": shape})
     assert again.tojson() == rewritten.tojson()
@@ -260,6 +262,40 @@ def test_a_factor_per_channel_becomes_a_matrix_product(spatial):
 def test_other_products_stay(factor):
     plain = mx.sym.broadcast_mul(mx.sym.var("data"), mx.sym.var("factor"), name="scaled")
     assert for_cpu_training(plain, {"data": (2, 8, 4, 5), "factor": factor}) is plain
+
+
+def test_the_average_of_a_clip_becomes_a_mean():
+    data = mx.sym.var("data")
+    plain = mx.sym.Pooling(
+        data, global_pool=True, kernel=(1, 1, 1), pool_type="avg", name="average"
+    )
+    graph = for_cpu_training(plain, {"data": (2, 8, 3, 4, 5)})
+    assert "Pooling" not in graph.tojson()
+    assert graph.list_outputs() == ["average_output"]
+    # Of other sizes as well.
+    value = np.random.RandomState(0).standard_normal((3, 8, 2, 6, 7)).astype("float32")
+    head = np.random.RandomState(1).standard_normal((3, 8, 1, 1, 1)).astype("float32")
+    gradient = mx.nd.zeros(value.shape)
+    executor = graph.bind(mx.cpu(), {"data": mx.nd.array(value)}, {"data": gradient})
+    (output,) = executor.forward(is_train=True)
+    executor.backward(mx.nd.array(head))
+    expected = value.mean(axis=(2, 3, 4), keepdims=True)
+    np.testing.assert_allclose(output.asnumpy(), expected, rtol=0, atol=1e-6)
+    shares = np.broadcast_to(head / (2 * 6 * 7), value.shape)
+    np.testing.assert_allclose(gradient.asnumpy(), shares, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("shape", "settings"),
+    [
+        ((2, 8, 4, 5), {"global_pool": True, "pool_type": "avg", "kernel": (1, 1)}),
+        ((2, 8, 3, 4, 5), {"global_pool": True, "pool_type": "max", "kernel": (1, 1, 1)}),
+        ((2, 8, 3, 4, 5), {"pool_type": "avg", "kernel": (1, 2, 2), "stride": (1, 2, 2)}),
+    ],
+)
+def test_other_poolings_stay(shape, settings):
+    plain = mx.sym.Pooling(mx.sym.var("data"), **settings)
+    assert for_cpu_training(plain, {"data": shape}) is plain
 
 
 @pytest.mark.parametrize(("size", "new"), [((3, 5), (17, 40)), ((1, 1), (4, 3)), ((6, 4), (6, 9))])
