@@ -34,6 +34,9 @@ MOST_PICKED = 1 / 4
 # Up to this many channels a convolution with a diagonal matrix is faster than MXNet's BatchNorm on
 # 5-D data, which leaves oneDNN's layout.
 MOST_DIAGONAL = 64
+# Channels of oneDNN's blocks: of another number it computes in the plain layout, and the map that
+# is read must be reordered to it, which takes longer than the convolution.
+BLOCK = 16
 
 
 class _Optimizer:
@@ -309,13 +312,16 @@ class _Optimizer:
         convs = readers[relu]
         relu.inputs = [source]
         if len(picked):
-            choice = np.zeros((len(picked), len(good)))
+            # Zeros fill the last block.
+            count = -(-len(picked) // BLOCK) * BLOCK
+            choice, offset = np.zeros((count, len(good))), np.zeros(count)
             choice[np.arange(len(picked)), picked] = scale[picked]
-            attrs = {"kernel": str(ones), "num_filter": str(len(picked)), "no_bias": "False"}
+            offset[: len(picked)] = shift[picked]
+            attrs = {"kernel": str(ones), "num_filter": str(count), "no_bias": "False"}
             pick = Node("Convolution", f"{norm.name}_pick", attrs, [source])
             pick.inputs += [
                 self._variable(f"{norm.name}_pick_weight", choice.reshape(*choice.shape, *ones)),
-                self._variable(f"{norm.name}_pick_bias", shift[picked]),
+                self._variable(f"{norm.name}_pick_bias", offset),
             ]
             others = Node("Activation", f"{norm.name}_picked", dict(relu.attrs), [Value(pick)])
         for conv in convs:
@@ -323,7 +329,9 @@ class _Optimizer:
             if len(picked):
                 own = Node("Convolution", f"{conv.name}_picked", dict(conv.attrs), [Value(others)])
                 own.attrs["no_bias"] = "True"
-                own.inputs.append(self._variable(f"{conv.name}_picked_weight", weight[:, picked]))
+                wide = np.zeros((len(weight), count, *weight.shape[2:]))
+                wide[:, : len(picked)] = weight[:, picked]
+                own.inputs.append(self._variable(f"{conv.name}_picked_weight", wide))
                 total = Node("elemwise_add", f"{conv.name}_whole", {}, [Value(own)])
                 self.graph.exchange(conv, Value(total))
                 total.inputs.append(Value(conv))
@@ -560,7 +568,8 @@ class FusedNet(mx.gluon.Block):
             parameter.grad_req = "null"
             parameter.initialize(init=mx.init.Constant(0), ctx=list(contexts))
             parameter.set_data(mx.nd.array(value))
-        self.net.hybridize(static_alloc=True)
+        # The plan of a call, its memory and oneDNN's primitives are kept; a new size makes new ones.
+        self.net.hybridize(static_alloc=True, static_shape=True)
 
     def forward(self, x: mx.nd.NDArray) -> mx.nd.NDArray:
         """Compute the output.
