@@ -1,5 +1,9 @@
 """The fused form of a network equals the plain one, and is as small as it should be."""
 
+import os
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 
@@ -84,13 +88,21 @@ def test_equals_the_plain_network(kind):
     )
 
 
-def test_nodes_of_the_fused_graph():
-    """What is left of RESNET50_GLORE: four BatchNorms of 59, a relu per block, the products."""
-    symbol, conf = get_symbol("RESNET50_GLORE", 10)
-    params = trained(logits(symbol), conf.data_shape, negative=0)
-    graph, _, _ = optimize(logits(symbol), params, {}, {"data": (1, *conf.data_shape)})
-    counts = count_operations(fuse(graph))
-    assert counts == {
+def test_other_sizes_run_in_turn():
+    """What is kept of one size, its memory and its plan, is of no use for another."""
+    symbol, conf, _, params = case("3D released units")
+    plain = build_block(symbol, conf, mx.cpu(), params=params, training=False)
+    fused = FusedNet(symbol, params, conf.data_shape, [mx.cpu()])
+    for number, side in enumerate((32, 64, 32)):
+        x = mx.nd.random.normal(shape=(1 + number, *conf.data_shape[:2], side, side))
+        want = plain(x).asnumpy()
+        got = fused(x).asnumpy()
+        np.testing.assert_allclose(got, want, rtol=0, atol=1e-5 * np.abs(want).max())
+
+
+# What is left of them: of RESNET50_GLORE four BatchNorms of 59, a relu per block, the products.
+NODES = {
+    "RESNET50_GLORE": {
         "_sg_mkldnn_conv": 70,
         "Activation": 19,
         "BatchNorm": 4,
@@ -100,7 +112,100 @@ def test_nodes_of_the_fused_graph():
         "reshape_like": 5,
         "_sg_mkldnn_fully_connected": 6,
         "Flatten": 1,
-    }
+    },
+    "resnet50_w-glore_2-3": {
+        "_sg_mkldnn_conv": 94,
+        "Activation": 30,
+        "BatchNorm": 10,
+        "Pooling": 5,
+        "batch_dot": 10,
+        "Reshape": 30,
+        "transpose": 10,
+        "elemwise_add": 5,
+        "reshape_like": 5,
+        "_sg_mkldnn_fully_connected": 1,
+        "Flatten": 1,
+    },
+    "resnet50_w-se_w-glore_0-3": {
+        "_sg_mkldnn_conv": 91,
+        "Activation": 13,
+        "BatchNorm": 6,
+        "Pooling": 21,
+        "batch_dot": 6,
+        "Reshape": 34,
+        "transpose": 6,
+        "elemwise_add": 15,
+        "broadcast_mul": 16,
+        "reshape_like": 3,
+        "_sg_mkldnn_fully_connected": 33,
+        "Flatten": 1,
+    },
+}
+
+
+def fused_graph(name, negative, **overrides):
+    symbol, conf = get_symbol(name, 10, **overrides)
+    params = trained(logits(symbol), conf.data_shape, negative)
+    graph, args, _ = optimize(logits(symbol), params, {}, {"data": (1, *conf.data_shape)})
+    return fuse(graph), args
+
+
+@pytest.mark.parametrize("name", NODES)
+def test_nodes_of_the_fused_graph(name):
+    graph, _ = fused_graph(name, negative=0)
+    counts = count_operations(graph)
+    # No node is slower than what it replaced: fewer are welcome, others are not.
+    more = {op: count for op, count in counts.items() if count > NODES[name].get(op, 0)}
+    assert more == {}
+
+
+def test_channels_that_go_their_own_way_fill_blocks():
+    """oneDNN leaves its layout for convolutions of other numbers of channels."""
+    graph, args = fused_graph("RESNET50_GLORE", negative=0.05)
+    picks = {name: value.shape for name, value in args.items() if "_pick" in name}
+    assert len(picks) > 40
+    for name, shape in picks.items():
+        channels = shape[1] if name.endswith("_picked_weight") else shape[0]
+        assert channels % 16 == 0, name
+    # A convolution that picks and one that adds for each, no other node.
+    counts = count_operations(graph)
+    assert counts.pop("_sg_mkldnn_conv") <= 70 + 2 * len(picks) // 3
+    assert counts.items() <= NODES["RESNET50_GLORE"].items()
+
+
+REORDERS = """
+import sys
+sys.path[:0] = [FOLDER]
+from test_inference import FusedNet, build_block, case, mx
+symbol, conf, data, params = case("3D released units", batch=1)
+x = mx.nd.array(data)
+nets = [
+    build_block(symbol, conf, mx.cpu(), params=params, training=False),
+    FusedNet(symbol, params, conf.data_shape, [mx.cpu()]),
+]
+for net in nets:
+    net(x).asnumpy()
+    print("begin", flush=True)
+    net(x).asnumpy()
+    print("end", flush=True)
+"""
+
+
+def test_reorders_of_the_fused_network():
+    """oneDNN's own word on how often it copies a map or a weight from one layout to another."""
+    folder = os.path.dirname(os.path.abspath(__file__))
+    result = subprocess.run(
+        [sys.executable, "-c", REORDERS.replace("FOLDER", repr(folder))],
+        env={**os.environ, "DNNL_VERBOSE": "1", "OMP_NUM_THREADS": "1"},
+        cwd=os.path.dirname(os.path.dirname(folder)),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    calls = [part.partition("\nend")[0] for part in result.stdout.split("begin\n")[1:]]
+    plain, fused = (call.count("exec,cpu,reorder") for call in calls)
+    assert plain > 20, "nothing was counted"
+    assert fused <= plain / 2
 
 
 def test_a_shift_that_somebody_else_sees_is_not_made():

@@ -269,3 +269,52 @@ def test_copies_of_a_file_read_alike_in_any_process(root, tmp_path):
     results = {run([sys.executable, "-c", code, path], cwd=root).stdout for _ in range(3)}
     assert len(results) == 1
     assert len(results.pop()) == 65
+
+
+@pytest.fixture
+def decoded(monkeypatch):
+    """Return the list of the frames that come out of decoders from now on."""
+    seen = []
+    given = data.video.container._Decoder._decoded
+
+    def noted(self, packet):
+        for number, picture in given(self, packet):
+            seen.append(number)
+            yield number, picture
+
+    monkeypatch.setattr(data.video.container._Decoder, "_decoded", noted)
+    return seen
+
+
+@pytest.mark.parametrize(
+    ("wanted", "most"),
+    [
+        # A clip: what lies between its frames must be decoded, where others refer to it.
+        (list(range(60, 60 + 8 * 8, 8)), 64 + 12),
+        # Far apart: each costs at most what lies between two key frames.
+        ([0, 100, 150, 239], 4 * (12 + 4)),
+        ([7] * 8, 8 + 4),
+        # The last frame of a file costs no more than any other.
+        ([239], 12 + 4),
+    ],
+)
+def test_frames_decoded_for_those_asked_for(tmp_path, decoded, wanted, most):
+    """Key frames are twelve apart; a decoder may hold four frames back."""
+    path = make(str(tmp_path / "a.mov"), 240, *MPEG4, "-bf", 2, "-g", 12, "-sc_threshold", 10**9)
+    _, facts = read_frames(path, lambda total: [0])
+    assert (facts.frames, facts.route) == (240, BY_TIME)
+    del decoded[:]
+    frames, _ = read_frames(path, lambda total: wanted, facts=facts)
+    assert [number_of(picture) for picture in frames] == wanted
+    assert len(set(wanted)) <= len(decoded) <= most
+
+
+def test_decoded_frames_of_a_file_without_places(tmp_path, decoded):
+    """It is decoded from its start, and no further than to the last frame asked for."""
+    path = make(str(tmp_path / "a.flv"), 120, *X264, "-g", 12, "-bf", 2)
+    _, facts = read_frames(path, lambda total: [0])
+    assert facts.route == FROM_START
+    del decoded[:]
+    frames, _ = read_frames(path, lambda total: [10, 30], facts=facts)
+    assert [number_of(picture) for picture in frames] == [10, 30]
+    assert 31 <= len(decoded) <= 31 + 20
