@@ -104,7 +104,8 @@ class Sample(NamedTuple):
 def made_up(symbol: mx.sym.Symbol, data_shape: tuple[int, ...]) -> Arrays:
     """Return parameters such as training leaves: of 100 gammas three are not positive.
 
-    The weights of units are small: without a normalisation their output grows with the cube.
+    The weights of units are small: without a normalisation their output grows with the cube, and
+    with the positions of a map.
     """
     generator = np.random.RandomState(0)
     args, auxs = param_shapes(symbol, {"data": (1, *data_shape)})
@@ -118,7 +119,7 @@ def made_up(symbol: mx.sym.Symbol, data_shape: tuple[int, ...]) -> Arrays:
             value = generator.uniform(-0.3, 0.3, shape)
         else:
             value = generator.standard_normal(shape) / np.sqrt(np.prod(shape[1:]))
-            value *= 0.1 if "_extra_" in name else 1.0
+            value *= 0.03 if "_extra_" in name else 1.0
         values[name] = value.astype("float32")
     return values
 

@@ -73,6 +73,11 @@ def test_all_forms_compute_the_same(network):
         np.testing.assert_allclose(other, plain, rtol=0, atol=1e-4 * np.abs(plain).max())
 
 
+def test_made_up_parameters_do_not_overflow():
+    case = Case("RESNET50_GLORE", "inference", batch=1, threads=1)
+    assert 0.1 < np.abs(call_of("fused", case)()).max() < 100
+
+
 def test_figures_of_a_case():
     case = Case("TINY_GLORE", "inference", batch=3, threads=2)
     one = Case("TINY_GLORE", "inference", batch=1, threads=2).operations()
