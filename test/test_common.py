@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import platform
 import subprocess
 import sys
 import threading
@@ -124,6 +125,35 @@ def test_a_users_own_variables_win(root):
     import mxnet_compat
 
     assert python(code, root).stdout == f"{mxnet_compat.physical_cores()}\n"
+
+
+FAULTS = """
+import resource
+from mxnet_compat import mx
+def use():
+    arrays = [mx.nd.zeros(4 << 20) for _ in range(4)]
+    mx.nd.waitall()
+    del arrays
+    mx.nd.waitall()
+for _ in range(10):  # in which the heap grows
+    use()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(10):
+    use()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(
+    not sys.platform.startswith("linux") or platform.libc_ver()[0] != "glibc",
+    reason="of glibc's malloc",
+)
+def test_the_memory_of_an_array_serves_the_next(root):
+    """Without a clock: how many pages of 64 MiB the system had to map again, ten times over."""
+    pages = 10 * (64 << 20) // os.sysconf("SC_PAGE_SIZE")
+    assert int(python(FAULTS, root).stdout) < pages / 3
+    # A user's own setting, here glibc's default, wins.
+    assert int(python(FAULTS, root, MALLOC_MMAP_MAX_="65536").stdout) > 0.9 * pages
 
 
 def test_a_lock_is_held_once_and_names_its_holder(tmp_path):
