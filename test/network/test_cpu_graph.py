@@ -2,6 +2,8 @@
 
 import json
 import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -117,6 +119,47 @@ def test_the_plain_graph_fails_where_this_one_trains(width):
     with pytest.raises(mx.MXNetError, match="is_view"):
         run(symbol, values, states, head)
     run(for_cpu_training(symbol, {"data": shape}), values, states, head)
+
+
+KERNELS = """
+import sys
+sys.path[:0] = [FOLDER]
+from test_cpu_graph import for_cpu_training, mx, np, run, seeded_values
+norm = mx.sym.BatchNorm(mx.sym.var("data"), fix_gamma=False, name="bn")
+relu = mx.sym.Activation(norm, act_type="relu", name="relu")
+plain = mx.sym.Convolution(relu, num_filter=16, kernel=(1,), no_bias=True, name="last")
+values, states = seeded_values(plain, (2, 32, 24))
+# Without the copy, and with it.
+graph = for_cpu_training(plain, {"data": (2, 32, 24)})
+internals = graph.get_internals()
+no_copy = mx.sym.Convolution(
+    internals["relu_output"], mx.sym.var("last_weight"), num_filter=16, kernel=(1,), no_bias=True
+)
+for symbol in (no_copy, graph):
+    print("begin", flush=True)
+    run(symbol, values, states, np.ones((2, 16, 24), "float32"))
+"""
+
+
+def test_lines_are_not_normalised_by_the_reference_kernel():
+    """oneDNN's own word on which kernel computes the gradient of a BatchNorm of (n, c, l)."""
+    folder = os.path.dirname(os.path.abspath(__file__))
+    output = subprocess.run(
+        [sys.executable, "-c", KERNELS.replace("FOLDER", repr(folder))],
+        env={**os.environ, "DNNL_VERBOSE": "1"},
+        cwd=os.path.dirname(os.path.dirname(folder)),
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    runs = [
+        [line.split(",")[4] for line in part.splitlines() if ",backward,data" in line]
+        for part in output.split("begin\n")[1:]
+    ]
+    without, with_copy = runs
+    assert without == ["bnorm_ref:any"]
+    assert len(with_copy) == 1
+    assert with_copy != without
 
 
 def test_one_4d_reference_of_a_3d_network():
