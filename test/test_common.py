@@ -152,7 +152,7 @@ def test_the_memory_of_an_array_serves_the_next(root):
     """Without a clock: how many pages of 64 MiB the system had to map again, ten times over."""
     pages = 10 * (64 << 20) // os.sysconf("SC_PAGE_SIZE")
     assert int(python(FAULTS, root).stdout) < pages / 3
-    # A user's own setting, here glibc's default, wins.
+    # A user's own setting wins.
     assert int(python(FAULTS, root, MALLOC_MMAP_MAX_="65536").stdout) > 0.9 * pages
 
 
