@@ -14,7 +14,10 @@ leaves it no others:
 * The units' 1-D convolutions become fully connected layers, or part of the convolution behind.
 """
 
-from collections.abc import Mapping, Sequence
+import contextlib
+import ctypes
+import os
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Optional
 
 import numpy as np
@@ -521,6 +524,28 @@ def _is_flattened(node: Node) -> bool:
     )
 
 
+@contextlib.contextmanager
+def _shared_memory() -> Iterator[None]:
+    """Have arrays of one size share memory in the plans that MXNet makes in the block.
+
+    :mod:`mxnet_compat` forbids it because plain graphs with GloRe units fail at small maps; what
+    :func:`optimize` leaves of them does not.
+    """
+    name = "NNVM_EXEC_MATCH_RANGE"
+    before = os.environ[name]
+    os.environ[name] = "1"
+    try:
+        yield
+    finally:
+        os.environ[name] = before
+
+
+def _give_back() -> None:
+    """Return what was freed to the system: glibc, as :mod:`mxnet_compat` sets it up, keeps it."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
+
+
 class FusedNet(mx.gluon.Block):
     """A network that predicts on a CPU, as a block: data (n, …) to one of its outputs.
 
@@ -562,14 +587,19 @@ class FusedNet(mx.gluon.Block):
         self._guard = MemoryGuard(plain)
         self.net = mx.gluon.SymbolBlock(graph, mx.sym.var("data", dtype="float32"))
         parameters = self.net.collect_params()
-        for name, value in {**args, **auxs}.items():
+        values = {**args, **auxs}
+        del arrays, args, auxs
+        while values:  # they are needed once, and as large as the network
+            name, value = values.popitem()
             parameter = parameters[name]
             parameter.shape = value.shape
             parameter.grad_req = "null"
             parameter.initialize(init=mx.init.Constant(0), ctx=list(contexts))
             parameter.set_data(mx.nd.array(value))
-        # The plan of a call, its memory and oneDNN's primitives are kept; a new size makes new ones.
+        # The plan of a call, its memory and oneDNN's primitives are kept until the size changes.
         self.net.hybridize(static_alloc=True, static_shape=True)
+        self._planned: dict[mx.Context, Shape] = {}  # the size of the last call
+        _give_back()
 
     def forward(self, x: mx.nd.NDArray) -> mx.nd.NDArray:
         """Compute the output.
@@ -581,6 +611,13 @@ class FusedNet(mx.gluon.Block):
         """
         parts = [x[i : i + 1] for i in range(len(x))] if self._singly and len(x) > 1 else [x]
         self._guard(parts[0])
-        # With static memory a result lasts until the next call only.
-        results = [self.net(part).copy() for part in parts]
+        results = [self._one(part) for part in parts]
         return mx.nd.concat(*results, dim=0) if len(results) > 1 else results[0]
+
+    def _one(self, part: mx.nd.NDArray) -> mx.nd.NDArray:
+        new = self._planned.get(part.context) != part.shape
+        with _shared_memory() if new else contextlib.nullcontext():
+            result = self.net(part)
+        self._planned[part.context] = part.shape
+        # With static memory a result lasts until the next call only.
+        return result.copy()

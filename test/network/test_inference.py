@@ -12,6 +12,7 @@ from network import get_symbol
 from network.block import build_block
 from network.builder import logits
 from network.inference import FusedNet, fuse, optimize
+from network.memory import activation_bytes
 from network.rewriting import count_operations
 
 # One of each kind: name, overrides, side of the input.
@@ -98,6 +99,57 @@ def test_other_sizes_run_in_turn():
         want = plain(x).asnumpy()
         got = fused(x).asnumpy()
         np.testing.assert_allclose(got, want, rtol=0, atol=1e-5 * np.abs(want).max())
+
+
+def test_arrays_share_memory_in_fused_networks_only(monkeypatch):
+    """MXNet reads the variable when it plans: with the first call, and where the size changes."""
+    symbol, conf, data, params = case("3D released units")
+    fused = FusedNet(symbol, params, conf.data_shape, [mx.cpu()])
+    plan, seen = fused.net, []
+
+    def noted(part):
+        seen.append(os.environ["NNVM_EXEC_MATCH_RANGE"])
+        return plan(part)
+
+    # A Gluon block lets a child be replaced by one of its type only.
+    monkeypatch.setitem(fused.__dict__, "net", noted)
+    x = mx.nd.array(data[:1])
+    larger = mx.nd.concat(x, x, dim=3)
+    for part in (x, x, larger, x):
+        fused(part)
+    assert seen == ["1", "0", "1", "1"]
+    assert os.environ["NNVM_EXEC_MATCH_RANGE"] == "0"
+
+
+PEAK = """
+import sys
+sys.path[:0] = [FOLDER]
+from test_inference import FusedNet, get_symbol, logits, mx, trained
+from benchmark.speed_torch import peak_memory
+symbol, conf = get_symbol("resnet18_w-glore_1-1", 10)
+fused = FusedNet(symbol, trained(logits(symbol), conf.data_shape), conf.data_shape, [mx.cpu()])
+x = mx.nd.zeros((8, *conf.data_shape))
+x.wait_to_read()
+before = peak_memory()
+fused(x).asnumpy()
+print(peak_memory() - before)
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="Linux tells the peak")
+def test_memory_of_a_call():
+    """It holds the largest few maps and the reordered weights, not every map once."""
+    folder = os.path.dirname(os.path.abspath(__file__))
+    output = subprocess.run(
+        [sys.executable, "-c", PEAK.replace("FOLDER", repr(folder))],
+        cwd=os.path.dirname(os.path.dirname(folder)),
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    symbol, conf = get_symbol("resnet18_w-glore_1-1", 10)
+    maps = activation_bytes(logits(symbol), {"data": (8, *conf.data_shape)})
+    assert int(output) < maps.training / 2
 
 
 # What is left of them: of RESNET50_GLORE four BatchNorms of 59, a relu per block, the products.
