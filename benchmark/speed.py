@@ -9,11 +9,11 @@
 Each form of a network runs in a process of its own, which tells its peak memory; all forms of a
 case take turns, round after round, so that whatever else the machine does falls on all of them
 alike. A ratio is the median over the rounds of two times of one round. ``plain`` is the network as
-it is, ``fused`` what this project predicts with (:mod:`network.inference`), ``onnx`` the same
-network in onnxruntime, ``train`` a step of the training jobs. The reference is a checkout of
-facebookresearch/GloRe, run by a Python that has PyTorch: ``eager``, ``frozen`` (traced,
-``jit.freeze``, ``optimize_for_inference``) and ``bf16`` (autocast). Networks that it does not have
-are computed by PyTorch from this project's graph.
+it is, ``fused`` what this project predicts with (:mod:`network.inference`), ``int8`` the same in
+8-bit numbers, ``onnx`` the network in onnxruntime, ``train`` a step of the training jobs. The
+reference is a checkout of facebookresearch/GloRe, run by a Python that has PyTorch: ``eager``,
+``frozen`` (traced, ``jit.freeze``, ``optimize_for_inference``) and ``bf16`` (autocast). Networks
+that it does not have are computed by PyTorch from this project's graph.
 
 What the machine can do is measured in the same rounds: one large convolution of oneDNN and one
 product of matrices. A multiply-add counts as two operations, of a training step three times.
@@ -41,7 +41,7 @@ from glore_options import comma_list, positive_int
 from mxnet_compat import mx, physical_cores
 from network.block import build_block
 from network.builder import InputConf, get_spec, get_symbol, logits
-from network.inference import FusedNet
+from network.inference import FusedNet, calibrated
 from network.onnx_graph import OnnxNet, to_onnx
 from network.rewriting import Graph
 from network.summary import count, markdown
@@ -52,7 +52,7 @@ from train.step import Learner
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 CLASSES = 400
-OURS = {"inference": ("plain", "fused", "onnx"), "training": ("train",)}
+OURS = {"inference": ("plain", "fused", "int8", "onnx"), "training": ("train",)}
 THEIRS = {"inference": ("eager", "frozen", "bf16"), "training": ("eager", "bf16")}
 # What the machine can do, and the operations of a call.
 LIMITS = {"convolution": 2 * 8 * 56**2 * 256**2 * 9, "product": 2 * 2048**3}
@@ -163,11 +163,13 @@ def call_of(form: str, case: Case) -> Callable[[], Any]:
         net = OnnxNet(content, case.threads)
         return lambda: net.run(array)
     output = logits(symbol).name
-    block = (
-        FusedNet(symbol, values, conf.data_shape, [mx.cpu()], output)
-        if form == "fused"
-        else build_block(symbol, conf, params=values, output=output, training=False)
-    )
+    if form == "plain":
+        block = build_block(symbol, conf, params=values, output=output, training=False)
+    else:
+        shape, int8 = conf.data_shape, None
+        if form == "int8":
+            int8 = calibrated(symbol, values, shape, [data[:1]], output)
+        block = FusedNet(symbol, values, shape, [mx.cpu()], output, int8)
     return lambda: block(data).asnumpy()
 
 

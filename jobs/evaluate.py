@@ -413,7 +413,7 @@ def evaluate_clips(options: EvaluateOptions, model: Model, contexts: list) -> di
     model = dataclasses.replace(
         model, facts=dataclasses.replace(facts, frame_interval=reading.frame_interval)
     )
-    predict = model.predictor(contexts, options.devices.engine)
+    predict = model.predictor(contexts, options.devices.engine(facts.task))
     result, content = score(model, loader, data.max_samples, predict, prefix)
     content.update(
         dataset=config.name,
@@ -480,6 +480,7 @@ def main(argv: Optional[list[str]] = None) -> None:
     with log_to(output.log_file or None, level):
         model = read_model(options)
         contexts = contexts_of(options.devices)
+        engine = options.devices.engine(model.facts.task)
         if model.facts.task == "video":
             if data.crops in ("ten", "full"):
                 raise UsageError(f"--crops {data.crops} is for images")
@@ -498,7 +499,7 @@ def main(argv: Optional[list[str]] = None) -> None:
             image_source(options, model),
             data,
             contexts=contexts,
-            backend=options.devices.engine,
+            backend=engine,
             prefix=output.output,
             crops=data.crops or "centre",
             limit=data.max_samples,

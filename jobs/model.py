@@ -13,12 +13,12 @@ from typing import Any, Callable, Optional
 import numpy as np
 
 from checkpoint import graph
-from checkpoint.manifest import read_manifest
+from checkpoint.manifest import facts_of, read_manifest
 from checkpoint.params import CheckpointError, check, check_finite, infer_shapes, param_shapes
 from checkpoint.paths import Files, find, split_key, stem_of
 from checkpoint.released import locate
 from checkpoint.safetensors_file import is_safetensors, read_safetensors
-from glore_common import UsageError
+from glore_common import UsageError, command
 from mxnet_compat import mx
 from network.block import SymbolNet, build_block
 from network.builder import InputConf, get_spec, get_symbol, logits, resolve
@@ -27,6 +27,7 @@ from network.identify import identify_network
 from network.inference import FusedNet
 from network.onnx_graph import OnnxNet, to_onnx
 from network.pretrained import read_source
+from network.quantization import Int8
 from network.specs import MEAN, STD
 from train.scoring import predictor
 
@@ -191,6 +192,12 @@ class Model:
             training=False,
         )
 
+    def fused(self, contexts: list, int8: Optional[Int8] = None) -> FusedNet:
+        """Return the network in the form that predicts fast on CPUs, in float32 or INT8."""
+        params = {**self.arg_params, **self.aux_params}
+        output = logits(self.symbol).name
+        return FusedNet(self.symbol, params, self.facts.data_shape, contexts, output, int8)
+
     def onnx(self) -> Any:
         """Return the network as an ONNX model (``onnx.ModelProto``) that says what this knows."""
         return to_onnx(
@@ -219,17 +226,64 @@ class Model:
             That MXNet runs on.
         backend
             'mxnet': on CPUs the fused form of the network (:mod:`network.inference`); 'plain':
-            the network as it is; 'onnx', which runs on the CPU.
+            the network as it is; 'int8': on CPUs, see :mod:`jobs.quantize`; 'onnx', which runs on
+            the CPU.
+
+        Raises
+        ------
+        CheckpointError
+            INT8: if the checkpoint's ranges are missing, damaged or another's.
+        UsageError
+            INT8: if it is to run on a GPU.
         """
-        if backend == "mxnet" and all(each.device_type == "cpu" for each in contexts):
-            params = {**self.arg_params, **self.aux_params}
-            output = logits(self.symbol).name
-            fused = FusedNet(self.symbol, params, self.facts.data_shape, contexts, output)
-            return predictor(fused, contexts)
+        on_cpu = all(each.device_type == "cpu" for each in contexts)
+        if backend == "int8" and not on_cpu:
+            raise UsageError("--int8 is for CPUs: give --gpus '' too")
+        if backend == "int8":
+            return predictor(self.fused(contexts, read_int8(self.path)), contexts)
+        if backend == "mxnet" and on_cpu:
+            return predictor(self.fused(contexts), contexts)
         if backend != "onnx":
             return predictor(self.block(contexts), contexts)
         net = OnnxNet(self.onnx().SerializeToString())
         return lambda data: net.run(data.asnumpy())
+
+
+def int8_path(weights: str) -> str:
+    """Return where ``quantize.py`` writes what it finds for a file of weights."""
+    return f"{os.path.splitext(weights)[0]}_int8.json"
+
+
+def read_int8(weights: str) -> Int8:
+    """Return what ``quantize.py`` has found for a file of weights.
+
+    Raises
+    ------
+    CheckpointError
+        If there is nothing, if it is damaged, or if it was found for other weights.
+    """
+    path = int8_path(weights)
+    again = f"make it anew: {command('quantize')} {weights} FILES"
+    try:
+        with open(path, encoding="utf-8") as stream:
+            content = json.load(stream)
+        known = content["weights"]
+        ranges = {
+            name: (float(low), float(high)) for name, (low, high) in content["ranges"].items()
+        }
+        found = Int8(ranges, tuple(map(str, content["floats"])))
+        if not np.isfinite(list(ranges.values())).all():
+            raise ValueError("a range is not finite")
+    except FileNotFoundError:
+        raise CheckpointError(
+            f"{weights} has no INT8 form, {path}; make it with samples of what it is used on: "
+            f"{command('quantize')} {weights} FILES"
+        ) from None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise CheckpointError(f"{path} cannot be read ({error!r}); {again}") from error
+    if known != facts_of(weights):
+        raise CheckpointError(f"{path} was made for other weights than {weights} holds; {again}")
+    return found
 
 
 def _classes_of(arg_params: dict, where: str) -> int:

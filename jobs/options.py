@@ -10,6 +10,7 @@ from data.segmentation.options import SegmentationReadingOptions, height_width
 from data.video.options import ClipOptions, ClipTestOptions
 from dataset.cub200 import MEAN as CUB_MEAN
 from dataset.cub200 import STD as CUB_STD
+from glore_common import UsageError
 from glore_options import (
     JobOptions,
     Options,
@@ -604,10 +605,35 @@ class InferenceOptions(DeviceOptions):
         "same to 1e-5",
         compare=False,
     )
+    int8: bool = option(
+        False,
+        "mxnet on a CPU: compute in 8-bit whole numbers, with the ranges quantize.py has found",
+        compare=False,
+    )
 
-    @property
-    def engine(self) -> str:
-        """The backend, 'plain' for MXNet without fusing."""
+    def engine(self, task: str) -> str:
+        """Return the backend, or 'plain' for MXNet without fusing, or 'int8'.
+
+        Parameters
+        ----------
+        task
+            Of the network.
+
+        Raises
+        ------
+        UsageError
+            If options exclude each other, or are not for such networks.
+        """
+        if task in ("segmentation", "detection"):
+            if self.int8 or self.backend != "mxnet":
+                flag = "--int8" if self.int8 else f"--backend {self.backend}"
+                raise UsageError(f"{flag} is for networks that classify, this one is for {task}")
+            return "plain"
+        if self.int8 and (self.backend != "mxnet" or not self.fused):
+            other = "--fused false" if self.backend == "mxnet" else f"--backend {self.backend}"
+            raise UsageError(f"give --int8 or {other}, not both")
+        if self.int8:
+            return "int8"
         return "plain" if self.backend == "mxnet" and not self.fused else self.backend
 
 

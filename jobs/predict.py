@@ -403,6 +403,7 @@ def main(argv: Optional[list[str]] = None) -> int:
             raise UsageError(f"name a checkpoint: {command('predict')} CHECKPOINT PATH ...")
         model = read_model(options)
         task = model.facts.task
+        engine = options.devices.engine(task)
         if task in ("segmentation", "detection"):
             return 1 if _predict_pictures(options, model) else 0
         windowed = bool(output.stride or output.timeline or output.subtitles)
@@ -412,7 +413,7 @@ def main(argv: Optional[list[str]] = None) -> int:
         paths = find_files(options.files, task)
         view = view_of(model, options.data)
         log_input(view.model, f"{len(paths)} {task}{'s' if len(paths) > 1 else ''}")
-        run = scorer(view.model, contexts_of(options.devices), options.devices.engine)
+        run = scorer(view.model, contexts_of(options.devices), engine)
         bad = of_another_kind(paths, task)
         good = [path for path in paths if path not in bad]
         with writing(output) as writer:

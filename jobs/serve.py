@@ -669,7 +669,7 @@ def engine_of(options: ServeOptions) -> tuple[Engine, Optional[list[str]]]:
     names = names_of(model.facts, options.server.class_names)
     view = view_of(model, options.data)
     contexts = contexts_of(options.devices)
-    run = scorer(view.model, contexts, options.devices.engine)
+    run = scorer(view.model, contexts, options.devices.engine(model.facts.task))
     log_input(view.model, f"uploaded {model.facts.task}s")
     return Engine(view, run, contexts, options), names
 

@@ -17,7 +17,7 @@ leaves it no others:
 import contextlib
 import ctypes
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Optional
 
 import numpy as np
@@ -27,6 +27,7 @@ from mxnet_compat import mx
 
 from .block import output_of
 from .memory import MemoryGuard
+from .quantization import Int8, calibrate, joined, quantize
 from .rewriting import Graph, Node, Shape, Value
 
 # A channel is shifted by no more than this many times what it is anyway, so that sums keep their
@@ -546,6 +547,37 @@ def _give_back() -> None:
         ctypes.CDLL(None).malloc_trim(0)
 
 
+def _optimized(
+    plain: mx.sym.Symbol, params: Mapping[str, Any], shapes: Mapping[str, Shape]
+) -> tuple[mx.sym.Symbol, dict[str, mx.nd.NDArray], dict[str, mx.nd.NDArray]]:
+    """Return :func:`optimize`'s graph and NDArrays of those of ``params`` that it has."""
+    names = set(plain.list_inputs())
+    arrays = {name: value for name, value in params.items() if name in names}
+    graph, args, auxs = optimize(plain, arrays, {}, shapes)
+    return graph, *({name: mx.nd.array(v) for name, v in part.items()} for part in (args, auxs))
+
+
+def calibrated(
+    symbol: mx.sym.Symbol,
+    params: Mapping[str, Any],
+    data_shape: Shape,
+    batches: Iterable[mx.nd.NDArray],
+    output: str = "classifier",
+    mode: str = "naive",
+) -> Int8:
+    """Return what :class:`FusedNet` needs to compute a network in INT8.
+
+    Parameters
+    ----------
+    symbol, params, data_shape, output
+        As of :class:`FusedNet`.
+    batches, mode
+        As of :func:`network.quantization.calibrate`.
+    """
+    graph, args, auxs = _optimized(output_of(symbol, output), params, {"data": (1, *data_shape)})
+    return calibrate(joined(graph), args, auxs, batches, mode)
+
+
 class FusedNet(mx.gluon.Block):
     """A network that predicts on a CPU, as a block: data (n, …) to one of its outputs.
 
@@ -564,6 +596,8 @@ class FusedNet(mx.gluon.Block):
         Devices, all of them CPUs.
     output
         Name of the node whose output the block computes.
+    int8
+        From :func:`calibrated`: compute convolutions in INT8.
     """
 
     def __init__(
@@ -573,14 +607,17 @@ class FusedNet(mx.gluon.Block):
         data_shape: Shape,
         contexts: Sequence[mx.Context],
         output: str = "classifier",
+        int8: Optional[Int8] = None,
     ) -> None:
         super().__init__()
         plain = output_of(symbol, output)
         shapes = {"data": (1, *data_shape)}
-        names = set(plain.list_inputs())
-        arrays = {name: value for name, value in params.items() if name in names}
-        graph, args, auxs = optimize(plain, arrays, {}, shapes)
-        graph = fuse(graph)
+        graph, args, auxs = _optimized(plain, params, shapes)
+        self.output, self.optimized = output, graph
+        if int8 is None:
+            graph = fuse(graph)
+        else:
+            graph, args, auxs = quantize(joined(graph), args, auxs, int8)
         self._singly = len(data_shape) == 4
         if self._singly:
             graph = for_one_sample(graph, shapes)
@@ -588,14 +625,16 @@ class FusedNet(mx.gluon.Block):
         self.net = mx.gluon.SymbolBlock(graph, mx.sym.var("data", dtype="float32"))
         parameters = self.net.collect_params()
         values = {**args, **auxs}
-        del arrays, args, auxs
+        del args, auxs
         while values:  # they are needed once, and as large as the network
             name, value = values.popitem()
+            if name not in parameters:  # of what an INT8 graph has folded away
+                continue
             parameter = parameters[name]
-            parameter.shape = value.shape
+            parameter.shape, parameter.dtype = value.shape, value.dtype
             parameter.grad_req = "null"
             parameter.initialize(init=mx.init.Constant(0), ctx=list(contexts))
-            parameter.set_data(mx.nd.array(value))
+            parameter.set_data(value)
         # The plan of a call, its memory and oneDNN's primitives are kept until the size changes.
         self.net.hybridize(static_alloc=True, static_shape=True)
         self._planned: dict[mx.Context, Shape] = {}  # the size of the last call

@@ -90,6 +90,7 @@ COMMANDS = {
     "predict.py": ("jobs.predict", "PredictOptions"),
     "extract_features.py": ("jobs.extract_features", "ExtractOptions"),
     "export.py": ("jobs.export", "ExportOptions"),
+    "quantize.py": ("jobs.quantize", "QuantizeOptions"),
     "serve.py": ("jobs.serve", "ServeOptions"),
     "explain.py": ("jobs.options", "ExplainOptions"),
     "launch.py": ("jobs.launch", "LaunchJobOptions"),
