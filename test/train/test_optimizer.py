@@ -5,7 +5,7 @@ import pytest
 
 from glore_common import UsageError
 from mxnet_compat import mx
-from train.optimizer import MOST_AT_ONCE, NesterovSGD, make_optimizer
+from train.optimizer import NesterovSGD, make_optimizer
 from train.schedule import MultiFactorScheduler
 
 RATES = (0.1, 0.2, 0.05, 0.05, 0.3, 0.1)
@@ -129,5 +129,3 @@ def test_defaults():
     assert (optimizer.momentum, optimizer.nesterov, optimizer.wd) == (0.9, True, 0.0)
     assert (optimizer.rescale_grad, optimizer.clip_gradient) == (1.0, None)
     assert NesterovSGD(momentum=0.0).momentum == 0.0
-    # What MXNet's multi-tensor operators have room for.
-    assert optimizer.aggregate_num == MOST_AT_ONCE == 32
