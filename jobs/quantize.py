@@ -129,22 +129,24 @@ def search(
     plain: FusedNet,
     samples: list[mx.nd.NDArray],
     table: list[tuple[str, float]],
+    reached: float,
     wanted: float,
 ) -> Int8:
-    """Leave the fewest layers in float32 with which the classes of samples agree, by doubling.
+    """Leave layers in float32, twice as many each time, until the classes of samples agree.
 
-    ``table`` has the layers in the order in which they are left out. At most half
-    of them are.
+    ``table`` has the layers in the order in which they are left out, ``reached`` is the agreement
+    without. At most half of them are left out; if the classes never agree as often as wanted, it
+    is the form in which they agree most often.
     """
-    tried, count = int8, 1
-    while count <= len(table) // 2:
+    best, most, count = int8, reached, 1
+    while count <= len(table) // 2 and most < wanted:
         tried = dataclasses.replace(int8, floats=tuple(name for name, _ in table[:count]))
-        found = compare(plain, model.fused([mx.cpu()], tried), samples)
-        LOGGER.info("In float32 %d layers: %.2f %% agree", count, 100 * found.agreement)
-        if found.agreement >= wanted:
-            break
+        agreement = compare(plain, model.fused([mx.cpu()], tried), samples).agreement
+        LOGGER.info("In float32 %d layers: %.2f %% agree", count, 100 * agreement)
+        if agreement > most:
+            best, most = tried, agreement
         count *= 2
-    return tried
+    return best
 
 
 def divided(paths: list[str], options: Int8Options) -> tuple[list[str], list[str]]:
@@ -196,7 +198,7 @@ def main(argv: Optional[list[str]] = None) -> None:
             for name, difference in table[:LISTED]:
                 LOGGER.info("Layer      %-50s %.2f %%", name, 100 * difference)
         if table is not None and agreement < wanted.agreement:
-            int8 = search(model, int8, plain, samples, table, wanted.agreement)
+            int8 = search(model, int8, plain, samples, table, agreement, wanted.agreement)
         tests = list(progress(samples_of(view, second), "Reading", unit="sample"))
         result = compare(plain, model.fused([mx.cpu()], int8), tests) if tests else None
         content = {

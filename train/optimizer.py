@@ -15,6 +15,11 @@ from typing import Any, Optional
 from glore_common import UsageError, closest_first
 from mxnet_compat import mx
 
+# MXNet's operator for several tensors at once takes three times as long for a number (on a CPU) as
+# the one for a single tensor, and less for a call: it is for tensors that have few numbers. It
+# copies its arguments into arrays of fixed size (60 in MXNet 1.9.1) and does not check it.
+FEW_NUMBERS, MOST_AT_ONCE = 1 << 14, 32
+
 
 @mx.optimizer.register
 class NesterovSGD(mx.optimizer.Optimizer):
@@ -70,6 +75,7 @@ class NesterovSGD(mx.optimizer.Optimizer):
         )
         self.momentum = momentum
         self.nesterov = nesterov
+        self.aggregate_num = 2**31 - 1  # have all weights given at once
 
     def create_state(self, index: int, weight: mx.nd.NDArray) -> mx.nd.NDArray:
         """Return the momentum of a weight: zeros of its shape, in float32."""
@@ -83,55 +89,60 @@ class NesterovSGD(mx.optimizer.Optimizer):
         return momentum
 
     def update(self, index: Any, weight: Any, grad: Any, state: Any) -> None:
-        """Update one weight, or each of lists of them, in place."""
-        if isinstance(index, (list, tuple)):
-            for each in zip(index, weight, grad, state):
-                self.update(*each)
-            return
-        if grad.stype != "default":
+        """Update one weight, or lists of them, in place."""
+        if not isinstance(index, (list, tuple)):
+            index, weight, grad, state = [index], [weight], [grad], [state]
+        if any(array.stype != "default" for array in grad):
             raise UsageError("NesterovSGD takes dense gradients only")
         self._update_count(index)
-        rate, decay = self._get_lr(index), self._get_wd(index)
-        if isinstance(state, (list, tuple)):
-            momentum, master = state
-            self._step(master, grad.astype("float32"), momentum, rate, decay)
-            master.astype(weight.dtype).copyto(weight)
-        else:
-            self._step(weight, grad, state, rate, decay)
+        small: dict[float, list[tuple]] = {}
+        rates, decays = self._get_lrs(index), self._get_wds(index)
+        for array, change, kept, rate, decay in zip(weight, grad, state, rates, decays):
+            if isinstance(kept, (list, tuple)):
+                momentum, master = kept
+                self._step([(master, change.astype("float32"), momentum, decay)], rate)
+                master.astype(array.dtype).copyto(array)
+            elif array.size > FEW_NUMBERS:
+                self._step([(array, change, kept, decay)], rate)
+            else:
+                small.setdefault(rate, []).append((array, change, kept, decay))
+        for rate, rows in small.items():
+            for start in range(0, len(rows), MOST_AT_ONCE):
+                self._step(rows[start : start + MOST_AT_ONCE], rate)
 
     def update_multi_precision(self, index: Any, weight: Any, grad: Any, state: Any) -> None:
         """Do what :meth:`update` does: a state that holds a master copy is recognised there."""
         self.update(index, weight, grad, state)
 
-    def _step(self, weight, grad, momentum, rate, decay):
-        """Call MXNet's own update twice, or once and a plain one.
-
-        It does ``momentum <- a * momentum - b * (gradient + c * weight)``, and its result is
-        ``weight + momentum``. (The operators for several tensors at once take three times as long
-        on a CPU.)
-        """
-        scaling = {"rescale_grad": self.rescale_grad}
-        if self.clip_gradient is not None:
-            scaling["clip_gradient"] = self.clip_gradient
+    def _step(self, rows: list[tuple], rate: float) -> None:
+        """Update the weights of rows (weight, gradient, momentum, decay) by MXNet's own update."""
+        weights, grads, momenta, decays = zip(*rows)
         # momentum <- mu * momentum + d; the result is not the new weight, and is kept apart.
-        total = mx.nd.empty(weight.shape, weight.context)
-        mx.nd.sgd_mom_update(
-            weight, grad, momentum, lr=-1.0, wd=decay, momentum=self.momentum, out=total, **scaling
-        )
+        totals = [mx.nd.empty(weight.shape, weight.context) for weight in weights]
+        self._move(weights, grads, momenta, totals, -1.0, decays, self.momentum)
         if not self.nesterov:
-            mx.nd.sgd_update(weight, momentum, lr=rate, wd=0.0, out=weight)
+            for weight, momentum in zip(weights, momenta):
+                mx.nd.sgd_update(weight, momentum, lr=rate, wd=0.0, out=weight)
             return
         # weight - lr * mu * (weight + momentum) - lr * (gradient + (wd - mu) * weight)
         # is weight - lr * (d + mu * momentum).
-        mx.nd.sgd_mom_update(
-            weight,
-            grad,
-            total,
-            lr=rate,
-            wd=decay - self.momentum,
-            momentum=-rate * self.momentum,
-            out=weight,
-            **scaling,
+        less = [decay - self.momentum for decay in decays]
+        self._move(weights, grads, totals, weights, rate, less, -rate * self.momentum)
+
+    def _move(self, weights, grads, momenta, out, rate, decays, momentum):
+        """``momentum <- a * momentum - rate * (gradient + decay * weight)``, then
+        ``out <- weight + momentum``."""
+        more = {"momentum": momentum, "rescale_grad": self.rescale_grad}
+        if self.clip_gradient is not None:
+            more["clip_gradient"] = self.clip_gradient
+        if len(weights) == 1:
+            arrays = weights[0], grads[0], momenta[0]
+            mx.nd.sgd_mom_update(*arrays, lr=rate, wd=decays[0], out=out[0], **more)
+            return
+        arrays = [array for row in zip(weights, grads, momenta) for array in row]
+        rates = (rate,) * len(weights)
+        mx.nd.multi_sgd_mom_update(
+            *arrays, num_weights=len(weights), lrs=rates, wds=decays, out=list(out), **more
         )
 
 

@@ -5,7 +5,7 @@ import pytest
 
 from glore_common import UsageError
 from mxnet_compat import mx
-from train.optimizer import NesterovSGD, make_optimizer
+from train.optimizer import FEW_NUMBERS, NesterovSGD, make_optimizer
 from train.schedule import MultiFactorScheduler
 
 RATES = (0.1, 0.2, 0.05, 0.05, 0.3, 0.1)
@@ -40,6 +40,25 @@ def test_equals_pytorchs_rule_while_the_rate_changes(nesterov, count):
         updater(list(range(count)), [mx.nd.array(value[step]) for value in gradients], weights)
     for weight, value, gradient in zip(weights, start, gradients):
         expected = reference(value, gradient, RATES, 0.9, 1e-2, 0.5, nesterov)
+        np.testing.assert_allclose(weight.asnumpy(), expected, rtol=2e-6, atol=2e-6)
+
+
+def test_large_and_small_weights_at_several_rates():
+    """Those with few numbers are updated together, one call for a rate."""
+    shapes = [(FEW_NUMBERS + 1,), (3,), (2, 5), (FEW_NUMBERS,), (7,)]
+    multipliers = {0: 1.0, 1: 1.0, 2: 0.1, 3: 1.0, 4: 0.1}
+    optimizer = NesterovSGD(momentum=0.9, wd=1e-2, clip_gradient=1.5)
+    optimizer.set_lr_mult(multipliers)
+    updater = mx.optimizer.get_updater(optimizer)
+    start = [random(*shape, seed=index) for index, shape in enumerate(shapes)]
+    gradients = [random(len(RATES), *s, seed=9 + index) for index, s in enumerate(shapes)]
+    weights = [mx.nd.array(value) for value in start]
+    for step, rate in enumerate(RATES):
+        optimizer.set_learning_rate(rate)
+        updater(list(range(len(shapes))), [mx.nd.array(g[step]) for g in gradients], weights)
+    for index, (weight, value, gradient) in enumerate(zip(weights, start, gradients)):
+        rates = [rate * multipliers[index] for rate in RATES]
+        expected = reference(value, gradient, rates, 0.9, 1e-2, clip=1.5)
         np.testing.assert_allclose(weight.asnumpy(), expected, rtol=2e-6, atol=2e-6)
 
 
