@@ -108,6 +108,7 @@ def _av() -> Any:
     """Import av, and keep FFmpeg quiet."""
     import av
     import av.logging
+    import av.video.reformatter
 
     av.logging.set_level(None)
     return av
@@ -614,24 +615,43 @@ def read(path: str, facts: VideoFacts, wanted: Sequence[int]) -> np.ndarray:
     return facts.turn.apply(found)
 
 
-def _picture(frame: Any, size: tuple[int, int]) -> np.ndarray:
-    """Return (height, width, 3) of a frame; scaled where the video changes its size midway."""
-    if (frame.width, frame.height) != size:
-        frame = frame.reformat(*size, format="rgb24")
-    return frame.to_ndarray(format="rgb24")
+@functools.cache
+def _one_thread() -> dict[str, int]:
+    """Return how PyAV is told not to start threads, which take longer than the work itself.
+
+    Before version 17 it had none, and no such option.
+    """
+    frame = _av().VideoFrame(16, 16, "yuv420p")
+    try:
+        _av().video.reformatter.VideoReformatter().reformat(frame, format="rgb24", threads=1)
+    except TypeError:
+        return {}
+    return {"threads": 1}
+
+
+class _Pictures:
+    """Makes arrays of frames, by one converter: a new one takes longer to make than to use."""
+
+    def __init__(self) -> None:
+        self._converter = _av().video.reformatter.VideoReformatter()
+
+    def __call__(self, frame: Any, size: tuple[int, int]) -> np.ndarray:
+        """Return (height, width, 3); scaled where the video changes its size midway."""
+        found = self._converter.reformat(frame, *size, format="rgb24", **_one_thread())
+        return found.to_ndarray()
 
 
 def _read_from_start(path: str, facts: VideoFacts, wanted: Sequence[int]) -> np.ndarray:
     """Return the frames ``wanted`` (rising), counted as they come out of the decoder."""
     result: Optional[np.ndarray] = None
-    size, place = (0, 0), 0
+    size, place, picture = (0, 0), 0, _Pictures()
     with _opened(path) as (container, stream):
         for count, (_, frame) in enumerate(_Decoder(container, stream).frames()):
             if result is None:
                 size = frame.width, frame.height
                 result = np.empty((len(wanted), frame.height, frame.width, 3), np.uint8)
             if count == wanted[place]:
-                result[place] = _picture(frame, size)
+                result[place] = picture(frame, size)
                 place += 1
                 if place == len(wanted):
                     return result
@@ -658,7 +678,7 @@ def _read_from_key(
         places = [place for place, _ in keys]
         size = stream.codec_context.width, stream.codec_context.height
         result = np.empty((len(wanted), size[1], size[0], 3), np.uint8)
-        at = 0
+        at, picture = 0, _Pictures()
         while at < len(wanted):
             key = keys[bisect.bisect_right(places, wanted[at]) - 1][1]
             container.seek(packets.seek_time(key), stream=stream)
@@ -670,7 +690,7 @@ def _read_from_key(
                 if decoder.fed is None or (at == before and number is None):
                     return None
                 if number == order[wanted[at]]:
-                    result[at] = _picture(frame, size)
+                    result[at] = picture(frame, size)
                     at += 1
                     if at == len(wanted):
                         return result
