@@ -11,7 +11,7 @@ import dataclasses
 import json
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple, Optional
 
 import numpy as np
@@ -90,23 +90,33 @@ def samples_of(view: View, paths: list[str]) -> Iterator[mx.nd.NDArray]:
                 yield data[place : place + 1]
 
 
-def compare(plain: FusedNet, int8: FusedNet, samples: list[mx.nd.NDArray]) -> Comparison:
-    """Compare two forms of a network; they take turns, for the time of each."""
-    for net in (plain, int8):
-        net(samples[0]).wait_to_read()  # what the first call plans is not timed
-    same, differences, speeds = 0, [], []
+def compare(plain: FusedNet, int8: FusedNet, samples: Iterable[mx.nd.NDArray]) -> Comparison:
+    """Compare two forms of a network; they take turns, for the time of each.
+
+    Raises
+    ------
+    GloReError
+        If there are no samples.
+    """
+    same = 0
+    differences: list[float] = []
+    speeds: list[float] = []
     for data in samples:
         results, seconds = [], []
         for net in (plain, int8):
+            if not speeds:
+                net(data).wait_to_read()  # what the first call plans is not timed
             started = time.perf_counter()
             results.append(net(data).asnumpy())
             seconds.append(time.perf_counter() - started)
         want, got = results
         same += int(want.argmax() == got.argmax())
-        differences.append(np.abs(got - want).max() / np.abs(want).max())
+        differences.append(np.abs(got - want).max() / max(np.abs(want).max(), 1e-30))
         speeds.append(seconds[0] / seconds[1])
+    if not speeds:
+        raise GloReError("none of the files to compare on can be read")
     return Comparison(
-        same / len(samples), float(np.median(differences)), float(np.median(speeds)), len(samples)
+        same / len(speeds), float(np.median(differences)), float(np.median(speeds)), len(speeds)
     )
 
 
@@ -199,8 +209,8 @@ def main(argv: Optional[list[str]] = None) -> None:
                 LOGGER.info("Layer      %-50s %.2f %%", name, 100 * difference)
         if table is not None and agreement < wanted.agreement:
             int8 = search(model, int8, plain, samples, table, agreement, wanted.agreement)
-        tests = list(progress(samples_of(view, second), "Reading", unit="sample"))
-        result = compare(plain, model.fused([mx.cpu()], int8), tests) if tests else None
+        tests = progress(samples_of(view, second), "Testing", unit="sample")
+        result = compare(plain, model.fused([mx.cpu()], int8), tests)
         content = {
             "weights": facts_of(model.path),
             "calibration": wanted.calibration,
@@ -208,25 +218,23 @@ def main(argv: Optional[list[str]] = None) -> None:
             "floats": int8.floats,
             "ranges": int8.ranges,
             "sensitivity": table,
-            "test": None if result is None else result._asdict(),
+            "test": result._asdict(),
         }
         write_text(path, json.dumps(content, indent=1))
-        if result is not None:
-            LOGGER.info(
-                "Test       %.2f %% of %d samples get the class of float32, %.2f times as fast; "
-                "logits differ by %.2f %% of the largest (median)",
-                100 * result.agreement,
-                result.samples,
-                result.speed,
-                100 * result.difference,
+        LOGGER.info(
+            "Test       %.2f %% of %d samples get the class of float32, %.2f times as fast; "
+            "logits differ by %.2f %% of the largest (median)",
+            100 * result.agreement,
+            result.samples,
+            result.speed,
+            100 * result.difference,
+        )
+        if result.agreement < wanted.agreement:
+            LOGGER.warning(
+                "That is less than --agreement %g: give more or other samples, or --calibration %s",
+                wanted.agreement,
+                next(mode for mode in MODES if mode != wanted.calibration),
             )
-            if result.agreement < wanted.agreement:
-                LOGGER.warning(
-                    "That is less than --agreement %g: give more or other samples, or "
-                    "--calibration %s",
-                    wanted.agreement,
-                    next(mode for mode in MODES if mode != wanted.calibration),
-                )
         LOGGER.info(
             "In float32 %d layers%s", len(int8.floats), "".join(f", {n}" for n in int8.floats)
         )

@@ -126,6 +126,7 @@ def decode_image(encoded: bytes, name: str, max_pixels: int = DEFAULT_MAX_PIXELS
             f"{max_pixels:,}",
         )
     flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
+    image: Optional[np.ndarray]
     try:
         image = cv2.imdecode(np.frombuffer(encoded, np.uint8), flags)
     except (cv2.error, MemoryError):

@@ -10,7 +10,7 @@ from served import CLASSES, write_checkpoint
 from videos import write_picture_video
 
 from checkpoint.params import CheckpointError
-from glore_common import UsageError
+from glore_common import GloReError, UsageError
 from jobs import evaluate, predict, quantize
 from jobs.model import int8_path, open_model, read_int8
 from jobs.options import InferenceOptions
@@ -131,6 +131,11 @@ def test_mistakes(checkpoint, videos, tmp_path):
         quantize.main([checkpoint, os.path.join(videos, "0.mp4"), *FIXED])
     with pytest.raises(UsageError, match="name a checkpoint"):
         quantize.main([])
+    with pytest.raises(GloReError, match="none of the 1 videos can be read"):
+        quantize.main([checkpoint, "absent.mp4", os.path.join(videos, "0.mp4"), *FIXED])
+    with pytest.raises(GloReError, match="none of the files to compare on can be read"):
+        quantize.main([checkpoint, os.path.join(videos, "0.mp4"), "absent.mp4", *FIXED])
+    assert not os.path.exists(int8_path(checkpoint))
     quantize.main([checkpoint, videos, "--samples", "2", "--agreement", "0", *FIXED])
     path = int8_path(checkpoint)
     with open(path, encoding="utf-8") as stream:
