@@ -18,6 +18,7 @@ COMMANDS = {
     "extract-features": ("extract_features", "write features, find neighbours"),
     "serve": ("serve", "answer uploaded files over HTTP"),
     "export": ("export", "write a checkpoint as ONNX, .pth or .safetensors"),
+    "quantize": ("quantize", "find the ranges that prediction in 8-bit numbers needs"),
     "explain": ("explain", "draw what the blocks of a network do on images or clips"),
     "compare-released": ("compare_released", "compare the released weights with this code"),
     "launch": ("launch", "run a training command as a job of several processes"),
