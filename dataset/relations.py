@@ -127,7 +127,7 @@ def draw_scenes(
     unseen = set(unseen)
     if unseen - set(UNSEEN):
         raise UsageError(f"unseen: {sorted(unseen - set(UNSEEN))} is not of {UNSEEN}")
-    rows = np.arange(task.height if task.frames else task.height - GLYPH + 1)
+    rows: np.ndarray = np.arange(task.height if task.frames else task.height - GLYPH + 1)
     if not task.frames:
         hidden = np.isin(rows, HIDDEN_ROWS)
         rows = rows[hidden if "rows" in unseen else ~hidden]

@@ -118,15 +118,9 @@ class Finder:
     contexts
         The first one is used.
     options
-    backend
-        Only MXNet's will do.
     """
 
-    def __init__(
-        self, model: Model, contexts: list, options: FindOptions, backend: str = "mxnet"
-    ) -> None:
-        if backend != "mxnet":
-            raise UsageError(f"--backend {backend} is not for detectors")
+    def __init__(self, model: Model, contexts: list, options: FindOptions) -> None:
         self.facts = model.facts
         self.context = contexts[0]
         self.block = model.detector([self.context])

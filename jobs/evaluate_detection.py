@@ -88,7 +88,7 @@ def evaluate_detection(options: EvaluateOptions, model: Model, contexts: list) -
     if scored:
         # Whether the program is there is known before the images are looked at.
         coco_scores({"images": [], "annotations": [], "categories": []}, [], "box")
-    finder = Finder(model, contexts, options.detection, options.devices.backend)
+    finder = Finder(model, contexts, options.detection)
     LOGGER.info(
         "Testing    %d images of %s: shorter side %d, longer one %d pixels at most; scores above "
         "%g, %d objects of an image at most",

@@ -350,7 +350,7 @@ def _detected(options: PredictOptions, model: Model) -> Callable[[str, str], dic
     """Return what finds the objects on an image file, draws them, and lists them."""
     names = names_of(model.facts, options.files.class_names)
     devices = options.devices
-    finder = Finder(model, contexts_of(devices), options.detection, devices.backend)
+    finder = Finder(model, contexts_of(devices), options.detection)
 
     def look(path: str, stem: str) -> dict[str, Any]:
         image = read_image(path)

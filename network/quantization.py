@@ -132,10 +132,15 @@ def calibrate(
         found = quantization._get_optimal_thresholds(collector.hist_dict, "auto")
     else:
         found = collector.min_max_dict
-    ranges = {name: (np.min(pair).item(), np.max(pair).item()) for name, pair in found.items()}
+    ranges = {name: (_number(low), _number(high)) for name, (low, high) in found.items()}
     if not np.isfinite(list(ranges.values())).all():
         raise GloReError("the samples give numbers that are not finite")
     return Int8(ranges)
+
+
+def _number(value: Any) -> float:
+    """Return a number that MXNet gives as such or as an array of one."""
+    return float(np.ravel(value)[0])
 
 
 def quantize(

@@ -11,6 +11,7 @@ small and goes to a worker that has read all before it, so that it fits into the
 
 import collections
 import logging
+import math
 import mmap
 import os
 import pickle
@@ -51,13 +52,14 @@ class Task:
         For the receiver of the outcome.
     """
 
-    __slots__ = ("arguments", "context", "crashes", "what")
+    __slots__ = ("arguments", "context", "crashed", "crashes", "what")
 
     def __init__(self, arguments: tuple, what: str, context: Any = None) -> None:
         self.arguments = arguments
         self.what = what
         self.context = context
         self.crashes = 0
+        self.crashed = -math.inf  # when a worker was last lost at it
 
 
 def make_memory(size: int) -> tuple[int, mmap.mmap]:
@@ -121,7 +123,7 @@ class _Worker:
         self.connection = connection
         self.ready = False
         self.task = None
-        self.since = time.monotonic()
+        self.born = self.since = time.monotonic()
 
 
 def _package_folder():
@@ -297,7 +299,13 @@ class WorkerPool(InlinePool):
             if not self._tasks:
                 return
             if worker.ready and worker.task is None:
-                worker.task = self._tasks.popleft()
+                # A task that a worker was lost at goes to one that has started since: what killed
+                # the first may have killed others of its age that are not known to be dead yet.
+                task = next((task for task in self._tasks if task.crashed < worker.born), None)
+                if task is None:
+                    continue
+                self._tasks.remove(task)
+                worker.task = task
                 worker.since = time.monotonic()
                 message = pickle.dumps(worker.task.arguments)
                 if len(message) > LARGEST_TASK:
@@ -350,7 +358,7 @@ class WorkerPool(InlinePool):
 
     def _lost(self, worker):
         """Deal with a worker that has gone: its task is tried once more, then its file is bad."""
-        task, worker.task = worker.task, None
+        task, worker.task, crashed = worker.task, None, time.monotonic()
         self._failed_starts += not worker.ready
         hopeless = self._failed_starts >= FAILED_STARTS
         # Its end of the pipe is closed a moment before the process is over.
@@ -367,6 +375,7 @@ class WorkerPool(InlinePool):
             )
             return
         task.crashes += 1
+        task.crashed = crashed
         if task.crashes == 1:
             # The file may be innocent (the system was short of memory): the same batch comes out.
             LOGGER.warning(

@@ -157,7 +157,8 @@ class Prepared:
         """
         height, width = image.shape[:2]
         size = size_of(height, width, self.short, self.long)
-        boxes = np.array([thing.box for thing in picture.things], np.float32).reshape(-1, 4)
+        boxes: np.ndarray = np.array([thing.box for thing in picture.things], np.float32)
+        boxes = boxes.reshape(-1, 4)
         masks = np.array([mask_within(thing) for thing in picture.things], bool)
         masks = masks.reshape(-1, CELLS, CELLS)
         boxes = boxes * np.tile([size[1] / width, size[0] / height], 2).astype(np.float32)

@@ -83,6 +83,8 @@ class KillingDataset(VideoDataset):
     def load(self, request, rng):
         if request.path.endswith("v2.mp4"):
             flag = os.path.join(os.path.dirname(request.path), "once")
+            with open(flag + ".pids", "a") as stream:
+                stream.write(f"{os.getpid()}\n")
             if not os.path.exists(flag):
                 if os.path.exists(flag + ".wanted"):
                     open(flag, "w").close()

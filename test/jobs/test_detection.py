@@ -208,7 +208,11 @@ def test_from_training_to_results(parts, tmp_path):
     files = [checkpoint, parts["val"][1], "--gpus", "cpu"]
     for command, more, message in (
         (predict.main, [*files, "--format", "csv"], "JSON lines, not as CSV"),
-        (predict.main, [*files, "--backend", "onnx"], "--backend onnx is not for detectors"),
+        (
+            predict.main,
+            [*files, "--backend", "onnx"],
+            "--backend onnx is for networks that classify",
+        ),
         (extract_features.main, [*files, "--to", f"{tmp_path}/f"], "finds objects: .*predict"),
         (export.main, [checkpoint, f"{tmp_path}/x.onnx"], "A detector has no logits"),
         (evaluate.main, [checkpoint, "--part", "test"], "the data set has no part test"),

@@ -417,8 +417,15 @@ def test_worker_killed_from_outside_changes_no_batch(tmp_path, caplog):
         expected = collect(loader)
     (tmp_path / "once.wanted").write_text("")
     with loader_of(make_dataset(path, KillingDataset), 5, num_workers=2) as loader:
+        loader.start()
+        assert wait_for(lambda: len(loader.worker_pids()) == 2)
+        first = set(loader.worker_pids())
         assert_equal(collect(loader), expected)
         assert loader.bad_files() == []
+        # Others of the lost one's age may be dead as well: a new one tries again.
+        lost, last = map(int, (tmp_path / "once.pids").read_text().split())
+        assert lost in first
+        assert last not in first
         assert "tried once more" in caplog.text
         # One that has nothing to do is noticed too, while nobody waits.
         victim = loader.worker_pids()[0]
