@@ -58,7 +58,9 @@ def test_images_that_are_no_files_are_left_out_at_once(tmp_path, workers, crops)
     assert labels == [0]
     for name in ("zero.jpg", "pipe.jpg", "folder.jpg"):
         assert bad.pop(name) == "it is a folder, a pipe or a device, and no file"
-    assert bad == {"a\0b.jpg": "embedded null byte", "gone.jpg": "No such file or directory"}
+    # Python 3.13 has other words for it.
+    assert "embedded null" in bad.pop("a\0b.jpg")
+    assert bad == {"gone.jpg": "No such file or directory"}
 
 
 @pytest.mark.parametrize("name", ["pipe.avi", "zero.avi", "a\0b.avi", "."])
