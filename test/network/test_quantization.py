@@ -37,6 +37,12 @@ def test_comes_near_the_network(kind):
     assert np.corrcoef(want.ravel(), got.ravel())[0, 1] > (0.9 if deep else 0.99)
 
 
+def test_mxnet_does_not_complain_of_sigmoids(capfd):
+    data, _, int8, made = forms("3D SE")
+    made(int8)(data).wait_to_read()
+    assert "sigmoid" not in capfd.readouterr().err
+
+
 def rounded(net):
     """Return (layers computed in INT8, all layers) of a net."""
     symbol = net.net(mx.sym.var("data"))

@@ -3,7 +3,9 @@
 import os
 import shutil
 import sys
+from fractions import Fraction
 
+import av
 import numpy as np
 import pytest
 from numbered import INPUTS, X264, ffmpeg, frame, make, number_of, packed, truth
@@ -318,3 +320,29 @@ def test_decoded_frames_of_a_file_without_places(tmp_path, decoded):
     frames, _ = read_frames(path, lambda total: [10, 30], facts=facts)
     assert [number_of(picture) for picture in frames] == [10, 30]
     assert 31 <= len(decoded) <= 31 + 20
+
+
+def elementary(width, height, frames, shade):
+    """Return MPEG-2 pictures without a container: the left half dark, each brighter."""
+    coder = av.CodecContext.create("mpeg2video", "w")
+    coder.width, coder.height, coder.pix_fmt = width, height, "yuv420p"
+    coder.time_base, coder.bit_rate = Fraction(1, 25), 800_000
+    content = b""
+    for number in range(frames):
+        picture = np.full((height, width, 3), shade + 10 * number, np.uint8)
+        picture[:, : width // 2] //= 2
+        shown = av.VideoFrame.from_ndarray(picture, format="rgb24").reformat(format="yuv420p")
+        shown.pts = number
+        content += b"".join(map(bytes, coder.encode(shown)))
+    return content + b"".join(map(bytes, coder.encode(None)))
+
+
+def test_a_video_that_changes_its_size_midway(tmp_path):
+    path = tmp_path / "sizes.mpg"
+    path.write_bytes(elementary(64, 48, 6, 60) + elementary(32, 32, 6, 90))
+    # FFmpeg scales to the first size as well.
+    facts = check(str(path))
+    (last,), _ = read_frames(str(path), lambda total: [total - 1], facts=facts)
+    assert last.shape == (48, 64, 3)
+    assert abs(last[40, 60].mean() - 140) < 6
+    assert abs(last[40, 5].mean() - 70) < 6
