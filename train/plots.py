@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib import rc_context
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import LogFormatter, MaxNLocator
 
 from glore_common import UsageError, atomic_path, printable
 
@@ -127,6 +127,9 @@ def plot_panels(
         axis.xaxis.set_major_locator(MaxNLocator(integer=whole))
         if panel.log:
             axis.set_yscale("log", nonpositive="mask")
+            # Matplotlib's own labels are formulas, which no text is here.
+            axis.yaxis.set_major_formatter(LogFormatter())
+            axis.yaxis.set_minor_formatter(LogFormatter())
         axis.grid(alpha=0.3)
         if not one_legend and any(line.label for line in panel.lines):
             axis.legend(fontsize="small")

@@ -183,6 +183,18 @@ def test_one_huge_loss_does_not_hide_the_others(monkeypatch, val_losses, logarit
     assert [line.y for line in drawn[0].lines][1] == val_losses
 
 
+@pytest.mark.parametrize(("losses", "shown"), [([0.9, 0.003], 1e-2), ([0.9, 0.6], 0.7)])
+def test_logarithmic_axes_have_numbers_not_formulas(monkeypatch, tmp_path, losses, shown):
+    figures, make = [], plots._figure
+    monkeypatch.setattr(plots, "_figure", lambda *size: figures.append(make(*size)) or figures[-1])
+    panel = plots.Panel("loss", "epoch", [plots.Line([1, 2], losses, "training")], log=True)
+    plots.plot_panels([panel], str(tmp_path / "panel.png"))
+    (axis,) = figures[0].axes
+    labels = [label.get_text() for label in axis.yaxis.get_ticklabels(which="both")]
+    numbers = [float(label.replace("\N{MINUS SIGN}", "-")) for label in labels if label]
+    assert shown in numbers
+
+
 def test_one_legend_names_every_line_once(monkeypatch, tmp_path):
     figures, make = [], plots._figure
     monkeypatch.setattr(plots, "_figure", lambda *size: figures.append(make(*size)) or figures[-1])
